@@ -1,0 +1,25 @@
+//! **Decides.** Every rule of SynapseDB as plain functions and state machines.
+//!
+//! Nothing here does IO, reads a clock, awaits or draws randomness: time and chance are arguments, and the same
+//! inputs give the same outputs in the same order on every node. Each module has one of four shapes:
+//!
+//! | shape | signature | modules |
+//! |---|---|---|
+//! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`] |
+//! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
+//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`failover`] |
+//! | **apply** | `(Command) -> Outcome` | [`state`] |
+//!
+//! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`].
+
+pub mod backoff;
+pub mod change;
+pub mod conflict;
+pub mod delivery;
+pub mod failover;
+pub mod ids;
+pub mod lsn;
+pub mod sequence;
+pub mod state;
+pub mod time;
+pub mod version;
