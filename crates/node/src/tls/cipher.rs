@@ -9,7 +9,8 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+pub use ring::aead::NONCE_LEN;
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use synapsedb_core::ids::NodeId;
 use uuid::Uuid;
@@ -56,6 +57,8 @@ pub struct Opened {
     pub sender: NodeId,
     /// When it was sealed, by the sender's clock, in microseconds since 1970.
     pub sent_unix_us: i64,
+    /// Its random number, by which a repetition is known.
+    pub nonce: [u8; NONCE_LEN],
     /// What it says.
     pub payload: Vec<u8>,
 }
@@ -114,12 +117,15 @@ impl GossipCipher {
         let (header, body) = datagram.split_at(HEADER_BYTES);
         let number = u16::from_be_bytes([header[1], header[2]]);
         let sender = NodeId::new(number).ok_or(DatagramError::Malformed)?;
-        let nonce =
-            Nonce::try_assume_unique_for_key(&header[3..]).map_err(|_| DatagramError::Malformed)?;
+        let nonce = header[3..].try_into().map_err(|_| DatagramError::Malformed)?;
         let mut body = body.to_vec();
         let plain = self
             .key
-            .open_in_place(nonce, self.authenticated(number), &mut body)
+            .open_in_place(
+                Nonce::assume_unique_for_key(nonce),
+                self.authenticated(number),
+                &mut body,
+            )
             .map_err(|_| DatagramError::Forged)?;
         let (stamp, payload) =
             plain.split_first_chunk::<STAMP_BYTES>().ok_or(DatagramError::Malformed)?;
@@ -127,7 +133,7 @@ impl GossipCipher {
         if now_unix_us.abs_diff(sent_unix_us) > age_max_us.unsigned_abs() {
             return Err(DatagramError::Stale);
         }
-        Ok(Opened { sender, sent_unix_us, payload: payload.to_vec() })
+        Ok(Opened { sender, sent_unix_us, nonce, payload: payload.to_vec() })
     }
 
     fn authenticated(&self, sender: u16) -> Aad<[u8; 1 + 16 + 2]> {

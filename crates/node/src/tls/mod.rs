@@ -27,7 +27,7 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
-pub use cipher::{DatagramError, GossipCipher, Opened};
+pub use cipher::{DatagramError, GossipCipher, NONCE_LEN, OVERHEAD_BYTES, Opened};
 pub use refusal::Refusal;
 
 /// Where the certificate, the keys and the authority's certificate are.
