@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rand::Rng as _;
-use rand::seq::IndexedRandom as _;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, EQUAL_TIMEOUT};
@@ -74,11 +73,6 @@ pub struct Report {
 /// What was lost, doubled or different, or that the cluster did not recover.
 pub async fn run(cluster: &Cluster, config: &Config) -> Result<Report> {
     load::prepare(cluster, &config.load).await;
-    round(cluster, config).await
-}
-
-/// One round on tables that are there: the writers begin anew.
-async fn round(cluster: &Cluster, config: &Config) -> Result<Report> {
     let load = Load::start(cluster, &config.load);
     let end = Instant::now() + config.duration;
     let mut report = Report::default();
@@ -107,10 +101,13 @@ async fn round(cluster: &Cluster, config: &Config) -> Result<Report> {
     Ok(report)
 }
 
-/// Lets one fault befall one node: the nodes in turn, so that a short run reaches all of them.
+/// Lets one fault befall one node: both in turn and shifted, so that a short run makes every fault and reaches every
+/// node.
 async fn befall(cluster: &Cluster, config: &Config, turn: usize) {
-    let node = &cluster.nodes()[turn % cluster.nodes().len()];
-    let Some(fault) = config.faults.choose(&mut rand::rng()) else { return };
+    let nodes = cluster.nodes();
+    let node = &nodes[turn % nodes.len()];
+    let shifted = turn + turn / nodes.len();
+    let Some(fault) = config.faults.get(shifted % config.faults.len().max(1)) else { return };
     let away = Duration::from_millis(rand::rng().random_range(0..=config.away_ms_max));
     tracing::info!("{fault:?} on node {}, away for {away:?}", node.number());
     match fault {

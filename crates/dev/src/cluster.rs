@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -45,11 +46,17 @@ impl Layout {
         let reaper = Arc::new(Reaper::start(&data)?);
         let node = |number| Node::new(&self.binary, &data, &ports, number, self.nodes, &reaper);
         let nodes = (1..=self.nodes).map(node).collect();
-        let cluster = Cluster { binary: self.binary.clone(), nodes, data, ports, reaper };
+        let cluster = Cluster {
+            binary: self.binary.clone(),
+            nodes,
+            data,
+            ports,
+            reaper,
+            kept: AtomicBool::new(false),
+        };
         let text = cluster.data.to_str().context("the temporary directory has a name in UTF-8")?;
         let (count, base) = (self.nodes.to_string(), cluster.ports.get().to_string());
-        let arguments =
-            ["init", "--data", text, "--nodes", &count, "--port-base", &base, "--json"];
+        let arguments = ["init", "--data", text, "--nodes", &count, "--port-base", &base, "--json"];
         self.binary.output(&arguments)?;
         Ok(cluster)
     }
@@ -62,6 +69,7 @@ pub struct Cluster {
     data: PathBuf,
     ports: PortBase,
     reaper: Arc<Reaper>,
+    kept: AtomicBool,
 }
 
 impl Cluster {
@@ -188,6 +196,7 @@ impl Cluster {
 
     /// Keeps the data after the end.
     pub fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
         self.reaper.keep();
     }
 }
@@ -198,7 +207,7 @@ impl Drop for Cluster {
             node.end();
         }
         self.reaper.finish();
-        if std::thread::panicking() {
+        if self.kept.load(Ordering::Relaxed) || std::thread::panicking() {
             eprintln!("the data of the failed cluster is kept in {}", self.data.display());
         } else if let Err(error) = fs::remove_dir_all(&self.data) {
             eprintln!("the data in {} is left behind: {error}", self.data.display());

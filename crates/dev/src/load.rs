@@ -206,9 +206,8 @@ pub async fn verify(
     accounts: &BTreeMap<Writer, Account>,
 ) -> Result<(), String> {
     let node = cluster.node(number);
-    let try_rows = async |sql: &str| {
-        node.server().try_rows(sql).await.map_err(|error| format!("{error:#}"))
-    };
+    let try_rows =
+        async |sql: &str| node.server().try_rows(sql).await.map_err(|error| format!("{error:#}"));
     let torn = try_rows(ACCOUNTS).await?;
     if !torn.is_empty() {
         return Err(format!("node {number}: balance and rows differ (torn or lost): {torn:?}"));
@@ -219,7 +218,7 @@ pub async fn verify(
         for row in try_rows(&sql).await? {
             *held.entry(row.parse().map_err(|_| format!("{row} is no number"))?).or_default() += 1;
         }
-        for found in faults(account, held) {
+        if let Some(found) = faults(account, held).first() {
             return Err(format!("node {number}, writer {writer} of node {on}: {found}"));
         }
     }
@@ -246,7 +245,11 @@ fn faults(account: &Account, mut held: BTreeMap<i64, usize>) -> Vec<String> {
         [("acknowledged and lost", lost), ("there twice", twice), ("never written", surplus)]
     {
         if !rows.is_empty() {
-            faults.push(format!("{} rows {what}: {:?} …", rows.len(), &rows[..rows.len().min(NAMED)]));
+            faults.push(format!(
+                "{} rows {what}: {:?} …",
+                rows.len(),
+                &rows[..rows.len().min(NAMED)]
+            ));
         }
     }
     faults
@@ -258,15 +261,13 @@ mod tests {
 
     #[test]
     fn an_ambiguous_row_may_be_there_or_not() {
-        let account =
-            Account { acknowledged: vec![1, 2], ambiguous: vec![3, 4], refused: vec![5] };
+        let account = Account { acknowledged: vec![1, 2], ambiguous: vec![3, 4], refused: vec![5] };
         assert!(faults(&account, BTreeMap::from([(1, 1), (2, 1), (3, 1)])).is_empty());
     }
 
     #[test]
     fn lost_doubled_and_surplus_rows_are_found() {
-        let account =
-            Account { acknowledged: vec![1, 2], ambiguous: vec![3], refused: vec![5] };
+        let account = Account { acknowledged: vec![1, 2], ambiguous: vec![3], refused: vec![5] };
         let found = faults(&account, BTreeMap::from([(2, 2), (3, 2), (5, 1)]));
         assert_eq!(
             found,

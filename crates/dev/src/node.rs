@@ -389,7 +389,9 @@ impl Node {
         }
         match self.try_http(HttpPort::Raft, "/ready").await {
             Ok((200, _)) => Ok(()),
-            Ok((status, text)) => Err(format!("node {} is not ready: {status} {text}", self.number)),
+            Ok((status, text)) => {
+                Err(format!("node {} is not ready: {status} {text}", self.number))
+            }
             Err(error) => Err(format!("node {} does not answer: {error:#}", self.number)),
         }
     }

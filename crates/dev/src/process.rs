@@ -92,8 +92,9 @@ mod tests {
     #[test]
     fn knows_its_own_memory() {
         let memory = memory(std::process::id());
-        assert!(memory.is_some_and(|memory| memory.now_bytes > 0
-            && memory.peak_bytes >= memory.now_bytes / 2));
+        assert!(memory.is_some_and(
+            |memory| memory.now_bytes > 0 && memory.peak_bytes >= memory.now_bytes / 2
+        ));
     }
 
     #[test]
