@@ -1,2 +1,203 @@
-//! x
-fn main() {}
+//! `cargo dev …`: the developer's commands.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+use synapsedb_dev::chaos::{self, Fault};
+use synapsedb_dev::{Binary, HttpPort, bench, tidy};
+
+/// The developer's commands.
+#[derive(Parser)]
+#[command(name = "cargo dev", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Checks format, lints (warnings are errors) and tidiness; writes nothing.
+    Check,
+    /// Formats, and applies what clippy can apply.
+    Fix,
+    /// Checks the style rules and invariants only.
+    Tidy,
+    /// Runs the tests whose name contains FILTER.
+    Test {
+        /// A part of the name, such as a component.
+        filter: Option<String>,
+    },
+    /// Runs a cluster of the fixture until Ctrl-C.
+    Up {
+        /// How many nodes.
+        #[arg(long, default_value_t = 3)]
+        nodes: u16,
+    },
+    /// Breaks a cluster under load for minutes and checks that nothing was lost or doubled.
+    Soak {
+        /// What is to be tried.
+        #[arg(value_enum)]
+        subject: Subject,
+        /// How long the faults go on.
+        #[arg(long, default_value_t = 1.0)]
+        minutes: f64,
+        /// Seconds between two faults.
+        #[arg(long, default_value_t = 4.0)]
+        between: f64,
+        /// Writers on every node.
+        #[arg(long, default_value_t = 2)]
+        writers: u16,
+        /// Also stop the time of agents and cut them off from their peers.
+        #[arg(long)]
+        all_faults: bool,
+    },
+    /// Measures a cluster.
+    Bench {
+        /// What is to be measured.
+        #[arg(value_enum)]
+        subject: Subject,
+        #[command(flatten)]
+        options: bench::Options,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Subject {
+    /// The rows on their way between the nodes.
+    Replication,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Check => {
+            cargo(&["fmt", "--all", "--check"])?;
+            cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+            check_tidy()
+        }
+        Task::Fix => {
+            cargo(&[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--fix",
+                "--allow-dirty",
+                "--allow-staged",
+            ])?;
+            cargo(&["fmt", "--all"])
+        }
+        Task::Tidy => check_tidy(),
+        Task::Test { filter } => {
+            let filter = filter.iter().map(String::as_str);
+            let runner: &[_] = if has_nextest() { &["nextest", "run"] } else { &["test"] };
+            cargo(&runner.iter().copied().chain(["--workspace"]).chain(filter).collect::<Vec<_>>())
+        }
+        Task::Up { nodes } => async_run(up(release_binary()?, nodes)),
+        Task::Soak { subject: Subject::Replication, minutes, between, writers, all_faults } => {
+            let mut config = chaos::Config {
+                duration: Duration::from_secs_f64(minutes * 60.0),
+                between: Duration::from_secs_f64(between),
+                ..chaos::Config::default()
+            };
+            config.load.writers = writers;
+            if all_faults {
+                config.faults.extend([Fault::Pause, Fault::CutOff]);
+            }
+            async_run(soak(release_binary()?, config))
+        }
+        Task::Bench { subject: Subject::Replication, options } => {
+            async_run(bench::run(release_binary()?, options))
+        }
+    }
+}
+
+fn check_tidy() -> Result<()> {
+    let findings = tidy::check(&synapsedb_dev::binary::root())?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    match findings.len() {
+        0 => {
+            println!("tidy");
+            Ok(())
+        }
+        count => bail!("{count} findings"),
+    }
+}
+
+/// The release build of the binary, made now unless the environment names another one.
+fn release_binary() -> Result<Binary> {
+    if std::env::var_os("SYNAPSEDB_BIN").is_none() {
+        cargo(&["build", "--release", "--package", "synapsedb"])?;
+    }
+    Binary::find()
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let program = std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), Into::into);
+    let status = Command::new(program)
+        .args(arguments)
+        .current_dir(synapsedb_dev::binary::root())
+        .status()
+        .context("run cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn has_nextest() -> bool {
+    let output = Command::new("cargo").args(["nextest", "--version"]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+fn async_run(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(work)
+}
+
+async fn up(binary: Binary, nodes: u16) -> Result<()> {
+    let cluster = binary.cluster(nodes).await;
+    println!("data       {}", cluster.data().display());
+    for node in cluster.nodes() {
+        println!("node {}     psql \"{}\"", node.number(), node.server().url());
+        println!("           curl {}", node.url(HttpPort::Raft, "/status"));
+    }
+    println!("read       psql \"{}\"", cluster.read_endpoint().url());
+    println!("write      psql \"{}\"", cluster.write_endpoint().url());
+    println!("Ctrl-C ends and removes it");
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}
+
+async fn soak(binary: Binary, config: chaos::Config) -> Result<()> {
+    let cluster = binary.cluster(3).await;
+    match chaos::run(&cluster, &config).await {
+        Ok(report) => {
+            println!("{report:#?}");
+            println!("every node holds the same rows, every acknowledged one once");
+            Ok(())
+        }
+        Err(error) => {
+            cluster.keep();
+            bail!("{error:#}\nthe data is kept in {}", cluster.data().display())
+        }
+    }
+}
