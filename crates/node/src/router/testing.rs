@@ -1,5 +1,5 @@
 //! Small clusters as values, for the router's tests.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::needless_update)]
 
 use std::collections::BTreeMap;
 
@@ -64,5 +64,5 @@ pub(super) fn view(seen: &[Seen]) -> View {
         };
         Some((node, member))
     });
-    View { members: members.collect() }
+    View { members: members.collect(), ..View::default() }
 }
