@@ -146,6 +146,7 @@ impl AgentConfig {
                 *path = dir.join(name);
             }
         };
+        own(&mut self.replication.spool_dir, "spool");
         own(&mut self.postgres.log_file, "postgres.log");
         if self.postgres.mode == postgres::Mode::Managed {
             own(&mut self.postgres.data_dir, "pgdata");

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{OpenApi, ToSchema};
 
 use super::{Handle, MemberState, MemberView};
 
@@ -52,6 +52,15 @@ pub fn routes(handle: Handle) -> Router {
     Router::new().route("/gossip/members", get(members)).with_state(handle)
 }
 
+#[derive(OpenApi)]
+#[openapi(paths(members))]
+struct Document;
+
+/// The description of the routes.
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
 /// The members as this node sees them.
 #[utoipa::path(
     get,
@@ -60,12 +69,19 @@ pub fn routes(handle: Handle) -> Router {
     responses((status = 200, description = "The members as this node sees them", body = MembersBody))
 )]
 pub async fn members(State(handle): State<Handle>) -> Json<MembersBody> {
-    let view = handle.view();
-    let members = view.members.iter().map(|(node, member)| {
-        let address = handle.shared.addresses.get(node).cloned().unwrap_or_default();
-        MemberBody::new(node.get(), address, member)
-    });
-    Json(MembersBody { node: handle.shared.me.get(), members: members.collect() })
+    Json(handle.status())
+}
+
+impl Handle {
+    /// The members as this node sees them.
+    pub fn status(&self) -> MembersBody {
+        let view = self.view();
+        let members = view.members.iter().map(|(node, member)| {
+            let address = self.shared.addresses.get(node).cloned().unwrap_or_default();
+            MemberBody::new(node.get(), address, member)
+        });
+        MembersBody { node: self.shared.me.get(), members: members.collect() }
+    }
 }
 
 impl MemberBody {

@@ -46,6 +46,24 @@ impl Target {
         }
     }
 
+    /// The same as the protocol crate knows it.
+    pub fn pg(&self) -> synapsedb_pg::Config {
+        synapsedb_pg::Config {
+            host: match &self.host {
+                Host::Tcp(host) => synapsedb_pg::Host::Tcp(host.clone()),
+                Host::Unix(dir) => synapsedb_pg::Host::Unix(dir.clone()),
+            },
+            port: self.port,
+            user: self.user.clone(),
+            password: self.password.clone(),
+            database: self.database.clone(),
+            application_name: self.application_name.clone(),
+            connect_timeout_ms: self.connect_timeout_ms,
+            options: self.options.clone(),
+            tls: None,
+        }
+    }
+
     /// The same, for another database.
     pub(super) fn in_database(&self, database: &str) -> Self {
         Self { database: database.to_owned(), ..self.clone() }

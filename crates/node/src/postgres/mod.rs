@@ -244,8 +244,8 @@ impl Handle {
     }
 
     /// How the agent's superuser reaches the replicated database.
-    pub fn local(&self) -> Target {
-        (*self.local).clone()
+    pub fn local(&self) -> synapsedb_pg::Config {
+        self.local.pg()
     }
 
     /// Returns when the server takes sessions, or when `stop` is cancelled.
