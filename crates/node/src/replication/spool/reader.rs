@@ -43,7 +43,7 @@ impl Reader {
         };
         let (segment, frames) = loop {
             let segment = find()?;
-            match open(&shared, &segment) {
+            match open(&shared, &segment, lsn) {
                 // It was deleted since it was found; what is left now may be too late.
                 Err(SpoolError::Io { source, .. })
                     if source.kind() == io::ErrorKind::NotFound
@@ -129,7 +129,7 @@ impl Reader {
         let next = self.shared.segments().get(&(self.segment.number + 1)).cloned();
         let gone = || SpoolError::Gone { first_available: self.shared.first_available() };
         let next = next.ok_or_else(gone)?;
-        let frames = match open(&self.shared, &next) {
+        let frames = match open(&self.shared, &next, Lsn::ZERO) {
             Err(SpoolError::Io { source, .. })
                 if source.kind() == io::ErrorKind::NotFound
                     && !self.shared.segments().contains_key(&next.number) =>
@@ -150,8 +150,8 @@ impl Reader {
     }
 }
 
-fn open(shared: &Shared, segment: &Segment) -> Result<Frames, SpoolError> {
+fn open(shared: &Shared, segment: &Segment, after: Lsn) -> Result<Frames, SpoolError> {
     let file = File::open(&segment.path);
     let file = file.map_err(|source| SpoolError::io("open", &segment.path, source))?;
-    Ok(Frames::new(Arc::new(file), shared.config.frame_bytes_max))
+    Ok(Frames::new(Arc::new(file), segment.start(after), shared.config.frame_bytes_max))
 }

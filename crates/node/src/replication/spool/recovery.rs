@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::durable::{Durable, Position};
 use super::frame::{self, Frame};
-use super::segment::{self, Frames, HEADER_BYTES, ReadError, Segment, SegmentHeader};
+use super::segment::{self, Frames, HEADER_BYTES, Index, ReadError, Segment, SegmentHeader};
 use super::{Config, Shared, Spool, SpoolError, SpoolId, Tail, Writer};
 
 /// How much is searched for whole frames behind a broken one. A torn write is never longer than one frame.
@@ -33,7 +33,7 @@ pub fn open(dir: &Path, id: SpoolId, config: Config) -> Result<(Writer, Spool), 
         .map(|(number, path)| inspect(number, path, id))
         .collect::<Result<Vec<_>, _>>()?;
     connected(&headers)?;
-    let (tail, last) = match headers.pop() {
+    let (tail, last, index) = match headers.pop() {
         Some(last) => recover(last, durable_through, &config)?,
         None if durable_through.segment > 0 => {
             let path = segment::path(dir, durable_through.segment);
@@ -43,10 +43,10 @@ pub fn open(dir: &Path, id: SpoolId, config: Config) -> Result<(Writer, Spool), 
     };
     let mut segments: BTreeMap<u64, Arc<Segment>> = headers
         .into_iter()
-        .map(|found| Arc::new(Segment::new(found.path, &found.header, found.bytes, true)))
+        .map(|found| Arc::new(Segment::sealed(found.path, &found.header, found.bytes)))
         .map(|segment| (segment.number, segment))
         .collect();
-    let segment = Arc::new(Segment::new(last.path, &last.header, last.bytes, false));
+    let segment = Arc::new(Segment::last(last.path, &last.header, last.bytes, index));
     segments.insert(segment.number, segment.clone());
     let (sender, receiver) = watch::channel(tail.commit_lsn);
     let shared = Arc::new(Shared {
@@ -127,11 +127,11 @@ fn connected(found: &[Found]) -> Result<(), SpoolError> {
     Ok(())
 }
 
-fn begin(dir: &Path, id: SpoolId) -> Result<(Tail, Found), SpoolError> {
+fn begin(dir: &Path, id: SpoolId) -> Result<(Tail, Found, Index), SpoolError> {
     let before = Tail::default();
     let header = SegmentHeader { id, number: 1, previous_bytes: 0, before: before.clone() };
     let (path, file) = segment::create(dir, &header)?;
-    Ok((before, Found { path, file, header, bytes: HEADER_BYTES }))
+    Ok((before, Found { path, file, header, bytes: HEADER_BYTES }, Index::default()))
 }
 
 /// Verifies the last segment, cuts off its torn end, and answers where the spool ends.
@@ -139,11 +139,16 @@ fn recover(
     mut last: Found,
     durable: Position,
     config: &Config,
-) -> Result<(Tail, Found), SpoolError> {
+) -> Result<(Tail, Found, Index), SpoolError> {
     let file =
         last.file.try_clone().map_err(|source| SpoolError::io("open", &last.path, source))?;
-    let mut frames = Frames::new(Arc::new(file), config.frame_bytes_max);
-    let mut scan = Scan { tail: last.header.before.clone(), open: None, whole: HEADER_BYTES };
+    let mut frames = Frames::new(Arc::new(file), HEADER_BYTES, config.frame_bytes_max);
+    let mut scan = Scan {
+        tail: last.header.before.clone(),
+        open: None,
+        whole: HEADER_BYTES,
+        index: Index::default(),
+    };
     loop {
         let offset = frames.offset();
         match frames.next(last.bytes) {
@@ -172,7 +177,7 @@ fn recover(
         cut.map_err(|source| SpoolError::io("truncate", &last.path, source))?;
         last.bytes = scan.whole;
     }
-    Ok((scan.tail, last))
+    Ok((scan.tail, last, scan.index))
 }
 
 /// What the frames of the last segment amount to.
@@ -181,6 +186,7 @@ struct Scan {
     open: Option<frame::Header>,
     /// The end of the last complete transaction or checkpoint.
     whole: u64,
+    index: Index,
 }
 
 impl Scan {
@@ -208,6 +214,7 @@ impl Scan {
         {
             self.tail = Tail { commit_lsn: header.commit_lsn, end_lsn, vector: header.vector };
             self.whole = end;
+            self.index.note(self.tail.commit_lsn, end);
         }
         Ok(())
     }

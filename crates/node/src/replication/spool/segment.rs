@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use synapsedb_core::ids::{Incarnation, NodeId};
@@ -77,6 +77,26 @@ impl SegmentHeader {
     }
 }
 
+/// Where some of a segment's transactions end, so that a reader need not begin at the start.
+#[derive(Debug, Default)]
+pub(super) struct Index(Vec<(Lsn, u64)>);
+
+impl Index {
+    /// Notes that the transaction with `commit_lsn` ends at `end`, if that is far enough from the last note.
+    pub(super) fn note(&mut self, commit_lsn: Lsn, end: u64) {
+        let last = self.0.last().map_or(HEADER_BYTES, |&(_, end)| end);
+        if end >= last + BLOCK_BYTES {
+            self.0.push((commit_lsn, end));
+        }
+    }
+
+    /// Where to begin for what is after `lsn`: not far before it.
+    fn start(&self, lsn: Lsn) -> u64 {
+        let later = self.0.partition_point(|&(commit_lsn, _)| commit_lsn <= lsn);
+        self.0[..later].last().map_or(HEADER_BYTES, |&(_, end)| end)
+    }
+}
+
 /// A segment that writer and readers share.
 #[derive(Debug)]
 pub(super) struct Segment {
@@ -87,12 +107,38 @@ pub(super) struct Segment {
     /// Up to here there are whole transactions and checkpoints only; beyond it the writer may be at work.
     end: AtomicU64,
     sealed: AtomicBool,
+    /// Empty for a segment that an earlier process completed.
+    index: Mutex<Index>,
 }
 
 impl Segment {
-    pub(super) fn new(path: PathBuf, header: &SegmentHeader, end: u64, sealed: bool) -> Self {
-        let (number, before) = (header.number, header.before.commit_lsn);
-        Self { number, path, before, end: AtomicU64::new(end), sealed: AtomicBool::new(sealed) }
+    /// A segment that an earlier process completed.
+    pub(super) fn sealed(path: PathBuf, header: &SegmentHeader, end: u64) -> Self {
+        let segment = Self::last(path, header, end, Index::default());
+        segment.seal();
+        segment
+    }
+
+    /// The segment that is written to.
+    pub(super) fn last(path: PathBuf, header: &SegmentHeader, end: u64, index: Index) -> Self {
+        Self {
+            number: header.number,
+            path,
+            before: header.before.commit_lsn,
+            end: AtomicU64::new(end),
+            sealed: AtomicBool::new(false),
+            index: Mutex::new(index),
+        }
+    }
+
+    /// Notes where a transaction ends.
+    pub(super) fn note(&self, commit_lsn: Lsn, end: u64) {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).note(commit_lsn, end);
+    }
+
+    /// Where to begin for what is after `lsn`.
+    pub(super) fn start(&self, lsn: Lsn) -> u64 {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).start(lsn)
     }
 
     pub(super) fn end(&self) -> u64 {
@@ -177,8 +223,9 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    pub(super) fn new(file: Arc<File>, frame_bytes_max: u64) -> Self {
-        Self { file, offset: HEADER_BYTES, block: Bytes::new(), frame_bytes_max }
+    /// Reads from `offset` on, where a frame must begin.
+    pub(super) fn new(file: Arc<File>, offset: u64, frame_bytes_max: u64) -> Self {
+        Self { file, offset, block: Bytes::new(), frame_bytes_max }
     }
 
     /// Where the next frame begins.

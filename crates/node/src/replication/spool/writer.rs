@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::durable::{Durable, Position};
 use super::frame::{Builder, Frame};
-use super::segment::{self, HEADER_BYTES, Segment, SegmentHeader};
+use super::segment::{self, HEADER_BYTES, Index, Segment, SegmentHeader};
 use super::{Header, Shared, SpoolError, Tail};
 
 /// The one owner of a spool's end. It writes into the system's memory; [`Writer::sync`] makes that durable.
@@ -308,6 +308,7 @@ impl Writer {
         if let Some(Open { header, .. }) = self.open.take() {
             let Header { commit_lsn, vector, .. } = header;
             self.tail = Tail { commit_lsn, end_lsn, vector };
+            self.segment.note(commit_lsn, self.offset);
         }
         self.sender.send_replace(self.tail.commit_lsn);
         self.tail.commit_lsn
@@ -330,7 +331,7 @@ impl Writer {
             before: self.tail.clone(),
         };
         let (path, file) = segment::create(&self.shared.dir, &header)?;
-        let next = Arc::new(Segment::new(path, &header, HEADER_BYTES, false));
+        let next = Arc::new(Segment::last(path, &header, HEADER_BYTES, Index::default()));
         self.shared.segments().insert(next.number, next.clone());
         self.segment.seal();
         (self.segment, self.file, self.offset) = (next, Arc::new(file), HEADER_BYTES);

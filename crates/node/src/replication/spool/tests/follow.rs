@@ -138,6 +138,26 @@ fn large_transactions_and_messages_pass_whole() {
 
 /// A small file system that is taken away in the end.
 #[test]
+fn a_reader_begins_anywhere_in_a_large_segment() {
+    let dir = temporary();
+    let (mut writer, spool) = open(dir.path(), id(), Config::default()).unwrap();
+    for lsn in 1..=500 {
+        append(&mut writer, lsn, 200).unwrap();
+    }
+    let from_everywhere = |spool: &Spool| {
+        for after in (0..=500).step_by(23) {
+            let expected: Vec<u64> = (after + 1..=500).collect();
+            assert_eq!(lsns(&read_after(spool, after).unwrap()), expected);
+        }
+    };
+    assert!(spool.bytes() > 2 << 20);
+    from_everywhere(&spool);
+    drop((writer, spool));
+    let (_writer, spool) = open(dir.path(), id(), Config::default()).unwrap();
+    from_everywhere(&spool);
+}
+
+#[test]
 #[ignore = "a measurement: run it with --release --nocapture"]
 fn throughput_of_small_transactions_and_of_a_large_one() {
     let dir = temporary();
