@@ -1,5 +1,6 @@
 //! Receives the spool of one origin: from the origin itself, or from a peer that has more of it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,53 +8,98 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::{Buf as _, BytesMut};
 use synapsedb_core::backoff::{self, Backoff};
 use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::lsn::Lsn;
+use synapsedb_core::version::VersionVector;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::serve::{self, Answer, Request};
-use super::spool::Writer;
+use super::spool::{SpoolError, Tail, Writer};
 use crate::gossip::MemberState;
 use crate::tasks::Shutdown;
 
 /// Fetches one origin for as long as the agent runs.
 ///
+/// A spool that turns out to be corrupt is set aside and fetched anew: whoever sent it has it until all have applied it.
+///
 /// # Errors
-/// Its spool here cannot be opened (corrupt, or of another cluster).
+/// Its spool here belongs to another cluster or node, or is in use.
 pub(crate) async fn run(
     shared: Arc<Shared>,
     origin: NodeId,
     incarnation: Incarnation,
     stop: Shutdown,
 ) -> Result<()> {
-    let mut writer = shared.spools.open(origin, incarnation)?;
     let config = &shared.config;
     let mut backoff = Backoff::new(backoff::Config {
         first_ms: config.retry_min_ms,
         limit_ms: config.retry_max_ms,
     });
     while !stop.is_cancelled() {
-        let source = source(&shared, origin);
-        let started = Instant::now();
         let ended = tokio::select! {
             () = stop.cancelled() => break,
-            ended = receive(&shared, &mut writer, origin, incarnation, source) => ended,
+            ended = life(&shared, origin, incarnation, &mut backoff) => ended,
         };
+        let Err(error) = ended;
+        match error.downcast_ref::<SpoolError>() {
+            Some(SpoolError::OtherSpool { .. } | SpoolError::InUse { .. }) => return Err(error),
+            Some(SpoolError::Corrupt { .. }) => {
+                shared.status.fetch_failed(origin, origin, &error);
+                shared.spools.set_aside(origin, incarnation)?;
+            }
+            _ => shared.status.fetch_failed(origin, origin, &error),
+        }
+        pause(&mut backoff, &stop).await;
+    }
+    Ok(())
+}
+
+/// From the opening of the spool until it fails.
+async fn life(
+    shared: &Shared,
+    origin: NodeId,
+    incarnation: Incarnation,
+    backoff: &mut Backoff,
+) -> Result<Infallible> {
+    let mut writer = open(shared, origin, incarnation).await?;
+    loop {
+        let source = source(shared, origin);
+        let started = Instant::now();
+        let Err(error) = receive(shared, &mut writer, origin, incarnation, source).await;
         writer.abort();
-        if started.elapsed() > Duration::from_millis(config.retry_max_ms) {
+        if started.elapsed() > Duration::from_millis(shared.config.retry_max_ms) {
             backoff.succeeded();
         }
-        if let Err(error) = ended {
-            shared.status.fetch_failed(origin, source, &error);
+        if let Some(SpoolError::Failed { .. } | SpoolError::Corrupt { .. }) = error.downcast_ref() {
+            return Err(error);
         }
-        let wait = Duration::from_millis(backoff.failed(rand::random()));
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(wait) => {}
+        shared.status.fetch_failed(origin, source, &error);
+        tokio::time::sleep(Duration::from_millis(backoff.failed(rand::random()))).await;
+    }
+}
+
+/// An empty spool begins after what this server has applied already.
+async fn open(shared: &Shared, origin: NodeId, incarnation: Incarnation) -> Result<Writer> {
+    let mut writer = shared.spools.open(origin, incarnation)?;
+    if writer.tail().commit_lsn == Lsn::ZERO {
+        let mut durable = shared.applied.watch_durable();
+        let known = durable.wait_for(Option::is_some).await.context("progress is gone")?.clone();
+        let applied = known.unwrap_or_default().get(origin);
+        if applied > Lsn::ZERO {
+            let vector = VersionVector::new();
+            writer.start_at(&Tail { commit_lsn: applied, end_lsn: applied, vector })?;
         }
     }
-    writer.abort();
-    Ok(())
+    Ok(writer)
+}
+
+async fn pause(backoff: &mut Backoff, stop: &Shutdown) {
+    let wait = Duration::from_millis(backoff.failed(rand::random()));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(wait) => {}
+    }
 }
 
 /// The origin while it may be alive; else the live member that has applied most of it.
@@ -82,7 +128,7 @@ async fn receive(
     origin: NodeId,
     incarnation: Incarnation,
     source: NodeId,
-) -> Result<()> {
+) -> Result<Infallible> {
     let mut stream = shared.peers.open(source, serve::SERVICE).await?;
     let after = writer.tail().commit_lsn;
     let request = Request { format: serve::FORMAT, origin, incarnation, after };
@@ -115,6 +161,9 @@ async fn receive(
             _ = sync_due.tick() => {
                 if std::mem::take(&mut dirty) {
                     writer.sync().await?;
+                }
+                if let Some(corrupt) = shared.spools.take_corruption(origin) {
+                    return Err(corrupt.into());
                 }
                 if silent_since.elapsed() > timeout {
                     bail!("node {source} has been silent for {} ms", timeout.as_millis());

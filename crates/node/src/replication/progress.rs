@@ -11,14 +11,14 @@ use tokio::sync::watch;
 #[derive(Clone)]
 pub struct Applied {
     visible: Arc<watch::Sender<VersionVector>>,
-    durable: Arc<watch::Sender<VersionVector>>,
+    durable: Arc<watch::Sender<Option<VersionVector>>>,
 }
 
 impl Default for Applied {
     fn default() -> Self {
         Self {
             visible: Arc::new(watch::Sender::new(VersionVector::new())),
-            durable: Arc::new(watch::Sender::new(VersionVector::new())),
+            durable: Arc::new(watch::Sender::new(None)),
         }
     }
 }
@@ -37,7 +37,12 @@ impl Applied {
 
     /// What is on disk here of every origin: the peers need not keep it for this node.
     pub fn durable(&self) -> VersionVector {
-        self.durable.borrow().clone()
+        self.durable.borrow().clone().unwrap_or_default()
+    }
+
+    /// Told at every change of [`Applied::durable`]; `None` until the server was asked for the first time.
+    pub(crate) fn watch_durable(&self) -> watch::Receiver<Option<VersionVector>> {
+        self.durable.subscribe()
     }
 
     /// A lane has committed everything of `origin` through `lsn`.
@@ -52,6 +57,6 @@ impl Applied {
 
     /// The server says what of it is durable.
     pub(crate) fn set_durable(&self, vector: VersionVector) {
-        self.durable.send_replace(vector);
+        self.durable.send_replace(Some(vector));
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use synapsedb_core::ids::{Incarnation, NodeId};
 use tokio::sync::watch;
 
-use super::spool::{self, Spool, SpoolId, Writer};
+use super::spool::{self, Spool, SpoolError, SpoolId, Writer};
 use crate::layout::Identity;
 
 /// The open spools, for readers; writers belong to the publisher and the fetchers.
@@ -17,6 +17,8 @@ pub(crate) struct Spools {
     limits: spool::Config,
     identity: Identity,
     open: watch::Sender<BTreeMap<NodeId, (Incarnation, Spool)>>,
+    /// Spools in which a reader met damage; their fetchers set them aside.
+    corrupt: Mutex<BTreeMap<NodeId, SpoolError>>,
     /// The own writer, until the publisher takes it.
     own: Mutex<Option<Writer>>,
 }
@@ -32,6 +34,7 @@ impl Spools {
             limits: config.spool.clone(),
             identity: identity.clone(),
             open: watch::Sender::new(BTreeMap::new()),
+            corrupt: Mutex::default(),
             own: Mutex::new(None),
         };
         let writer = spools.open(identity.node, identity.incarnation)?;
@@ -46,8 +49,7 @@ impl Spools {
     pub(crate) fn open(&self, origin: NodeId, incarnation: Incarnation) -> Result<Writer> {
         let dir = self.path(origin, incarnation);
         let id = SpoolId { cluster: self.identity.cluster_id, origin, incarnation };
-        let (writer, spool) = spool::open(&dir, id, self.limits.clone())
-            .with_context(|| format!("open the spool {}", dir.display()))?;
+        let (writer, spool) = spool::open(&dir, id, self.limits.clone())?;
         self.open.send_modify(|open| {
             open.insert(origin, (incarnation, spool));
         });
@@ -64,9 +66,27 @@ impl Spools {
         lock(&self.own).take()
     }
 
-    /// Gives the publisher's writer back for its next start.
-    pub(crate) fn return_own(&self, writer: Writer) {
-        *lock(&self.own) = Some(writer);
+    /// A lane has met damage in a spool.
+    pub(crate) fn mark_corrupt(&self, origin: NodeId, error: SpoolError) {
+        lock(&self.corrupt).insert(origin, error);
+    }
+
+    /// The damage that was met in a spool, once.
+    pub(crate) fn take_corruption(&self, origin: NodeId) -> Option<SpoolError> {
+        lock(&self.corrupt).remove(&origin)
+    }
+
+    /// Moves a damaged spool of another origin out of the way; nothing of it is used again, and nothing is deleted.
+    ///
+    /// # Errors
+    /// The directory cannot be renamed.
+    pub(crate) fn set_aside(&self, origin: NodeId, incarnation: Incarnation) -> Result<()> {
+        let dir = self.path(origin, incarnation);
+        let aside = dir.with_extension(format!("corrupt-{}", uuid::Uuid::new_v4().simple()));
+        tracing::error!(%origin, "the spool {} is corrupt: it is kept as {} and fetched anew",
+            dir.display(), aside.display());
+        std::fs::rename(&dir, &aside)
+            .with_context(|| format!("rename {} to {}", dir.display(), aside.display()))
     }
 
     /// The spool of an origin, if it is open.

@@ -13,6 +13,7 @@ use synapsedb_pg::client;
 use tokio::task::JoinSet;
 
 use super::apply::{self, Source};
+use super::spool::SpoolError;
 use super::{Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, serve};
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -87,19 +88,25 @@ async fn prepared(shared: &Shared, stop: &Shutdown) -> bool {
 
 async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
     let mut backoff = backoff_of(&shared);
-    let mut writer = shared.spools.take_own().context("the own spool is in use")?;
+    let mut own = shared.spools.take_own();
     while prepared(&shared, &stop).await {
+        let mut writer = match own.take() {
+            Some(writer) => writer,
+            None => shared.spools.open(shared.identity.node, shared.identity.incarnation)?,
+        };
         let before = writer.tail().end_lsn;
-        match publish::run(&shared, &mut writer, &stop).await {
-            Ok(()) => break,
-            Err(error) => shared.status.publish_failed(&error),
-        }
+        let Err(error) = publish::run(&shared, &mut writer, &stop).await else {
+            return Ok(());
+        };
+        shared.status.publish_failed(&error);
         if writer.tail().end_lsn > before {
             backoff.succeeded();
         }
+        // After a failed fsync nobody knows what is on disk: the spool is opened anew, which finds out.
+        let failed = matches!(error.downcast_ref(), Some(SpoolError::Failed { .. }));
+        own = (!failed).then_some(writer);
         pause(&mut backoff, &stop).await;
     }
-    shared.spools.return_own(writer);
     Ok(())
 }
 

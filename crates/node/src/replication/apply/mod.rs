@@ -14,12 +14,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use synapsedb_core::backoff::{self, Backoff};
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
 
-use super::spool::Spool;
+use super::spool::{Spool, SpoolError};
 use super::{Shared, ddl};
 use lane::{Failure, Lane};
 
@@ -50,7 +50,10 @@ pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallibl
     let mut skipped = Skipped::new();
     loop {
         let mut lane = Lane::start(&shared, &source, &skipped).await?;
-        let failure = lane.follow().await?;
+        let failure = match lane.follow().await {
+            Ok(failure) => failure,
+            Err(error) => return Err(note_damage(&shared, &source, error)),
+        };
         let progressed = lane.applied_any();
         drop(lane);
         if progressed {
@@ -68,6 +71,19 @@ pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallibl
         report(&shared, &source, &failure);
         let wait = Duration::from_millis(backoff.failed(rand::random()));
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// A damaged spool is set aside by its fetcher; this tells it.
+fn note_damage(shared: &Shared, source: &Source, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<SpoolError>() {
+        Ok(damage @ SpoolError::Corrupt { .. }) => {
+            let error = anyhow!("{damage}");
+            shared.spools.mark_corrupt(source.origin, damage);
+            error
+        }
+        Ok(other) => other.into(),
+        Err(error) => error,
     }
 }
 
