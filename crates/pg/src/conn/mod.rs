@@ -52,7 +52,7 @@ pub struct Writer {
 }
 
 /// The right to cancel whatever statement a session is running.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CancelToken {
     config: Config,
     pid: u32,
@@ -273,5 +273,12 @@ impl CancelToken {
             Ok(())
         })
         .await
+    }
+}
+
+impl std::fmt::Debug for CancelToken {
+    /// Everything but the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CancelToken").field("config", &self.config).field("pid", &self.pid).finish()
     }
 }

@@ -52,8 +52,10 @@ pub(super) async fn start(
 /// Proves the password in the way the server asks for.
 async fn authenticate(config: &Config, reader: &mut Reader, writer: &mut Writer) -> Result<()> {
     let failed = |what: String| {
-        let text = format!("login of role \"{}\" at PostgreSQL {}", config.user, config.address());
-        Error::new(ErrorKind::Authentication, format!("{text}: {what}"))
+        let (user, database, address) = (&config.user, &config.database, config.address());
+        let text =
+            format!("login of role \"{user}\" to \"{database}\" at PostgreSQL {address}: {what}");
+        Error::new(ErrorKind::Authentication, text)
     };
     let password = || {
         let password = config.password.as_deref().map(str::as_bytes);

@@ -4,4 +4,5 @@
 
 mod replication;
 mod session;
+mod sql;
 mod support;
