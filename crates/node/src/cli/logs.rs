@@ -57,11 +57,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
             print_line(&tail.prefix, &line);
         }
     }
-    while arguments.follow {
+    if !arguments.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
         std::thread::sleep(POLL);
         tails.iter_mut().for_each(Tail::print_new);
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A file that grows.

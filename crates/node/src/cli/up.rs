@@ -19,6 +19,8 @@ use crate::tasks::Shutdown;
 const POLL: Duration = Duration::from_millis(250);
 /// How many agents of one node may end before the cluster counts as failed.
 const ENDS_MAX: usize = 3;
+/// What `up` says, for people and for scripts, when every node has a row of every other one.
+const SUCCESS: &str = "Cluster initialization successful!";
 /// How many lines of its log are shown of a node that failed.
 const LOG_LINES: usize = 15;
 
@@ -49,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(report(
             &cluster,
             wait_ready(&cluster, timeout, &Shutdown::new()),
-            &arguments.shape,
+            "It is ready.",
         ));
     }
     refuse_taken_ports(&cluster)?;
@@ -62,9 +64,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let process = detach(&cluster)?;
         let stop = Shutdown::new();
         let ended = wait_with(&cluster, timeout, &stop, Some(process));
-        return Ok(report(&cluster, ended, &arguments.shape));
+        return Ok(report(&cluster, ended, SUCCESS));
     }
-    foreground(&cluster, timeout, arguments)
+    foreground(&cluster, timeout)
 }
 
 /// Runs the agents of a cluster in this process: what `up --detach` starts.
@@ -83,19 +85,24 @@ pub(super) fn supervise(data: &Data) -> Result<ExitCode> {
     })
 }
 
-fn foreground(cluster: &Cluster, timeout: Duration, arguments: &Arguments) -> Result<ExitCode> {
+fn foreground(cluster: &Cluster, timeout: Duration) -> Result<ExitCode> {
     super::log_to_stderr("warn");
     let stop = Shutdown::new();
     super::runtime()?.block_on(async {
         let signals = tokio::spawn(super::stop_on_signal(stop.clone()));
         let (ours, until) = (cluster.clone(), stop.clone());
-        let agents = tokio::spawn(async move { supervisor::run(&ours, &program()?, until).await });
+        let agents = tokio::spawn(async move {
+            let done = supervisor::run(&ours, &program()?, until.clone()).await;
+            // When it could not start, nothing is left to wait for.
+            until.cancel();
+            done
+        });
         let (ours, until) = (cluster.clone(), stop.clone());
         let ended = tokio::task::spawn_blocking(move || wait_ready(&ours, timeout, &until)).await?;
         let ready = ended.is_ok();
         let mut code = ExitCode::SUCCESS;
         if !stop.is_cancelled() || !ready {
-            code = report(cluster, ended, &arguments.shape);
+            code = report(cluster, ended, SUCCESS);
         }
         if ready && !stop.is_cancelled() {
             println!("Ctrl-C stops the cluster.");
@@ -220,10 +227,10 @@ fn wait_with(
 
 /// An agent that cannot run is started over and over: seen by its changing pid.
 fn ended_too_often(cluster: &Cluster, node: &Node, seen: &mut Vec<u32>) -> Result<(), NotReady> {
-    if let Some(process) = supervisor::running_agent(cluster, node) {
-        if !seen.contains(&process.pid()) {
-            seen.push(process.pid());
-        }
+    if let Some(process) = supervisor::running_agent(cluster, node)
+        && !seen.contains(&process.pid())
+    {
+        seen.push(process.pid());
     }
     if seen.len() <= ENDS_MAX {
         return Ok(());
@@ -242,9 +249,9 @@ fn ready(node: &Node) -> Result<(), String> {
 }
 
 /// Prints the end of `up`.
-fn report(cluster: &Cluster, ended: Result<(), NotReady>, _shape: &init::Shape) -> ExitCode {
+fn report(cluster: &Cluster, ended: Result<(), NotReady>, headline: &str) -> ExitCode {
     let Err(failed) = ended else {
-        println!("Cluster initialization successful!\n{}", endpoints::list(cluster));
+        println!("{headline}\n{}", endpoints::list(cluster));
         return ExitCode::SUCCESS;
     };
     eprintln!("synapsedb: the cluster is not ready: {}", failed.reason);

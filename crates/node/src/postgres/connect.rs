@@ -76,23 +76,14 @@ impl fmt::Debug for Target {
     }
 }
 
-/// A session; dropping it ends it.
-pub struct Client {
-    client: tokio_postgres::Client,
-    connection: tokio::task::JoinHandle<()>,
-}
+/// A session; dropping it says goodbye to the server and ends it.
+pub struct Client(tokio_postgres::Client);
 
 impl Deref for Client {
     type Target = tokio_postgres::Client;
 
     fn deref(&self) -> &Self::Target {
-        &self.client
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.connection.abort();
+        &self.0
     }
 }
 
@@ -156,11 +147,11 @@ pub async fn connect(target: &Target) -> Result<Client, ConnectError> {
             address: target.address(),
             timeout_ms: target.connect_timeout_ms,
         })??;
-    let connection = tokio::spawn(async move {
+    tokio::spawn(async move {
         // Its end is seen by the client's next statement.
         let _ = connection.await;
     });
-    Ok(Client { client, connection })
+    Ok(Client(client))
 }
 
 /// An error with what the server said, in one line.

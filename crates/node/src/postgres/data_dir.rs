@@ -176,7 +176,7 @@ fn conf(config: &Config) -> String {
         ("port", config.port.to_string()),
         ("unix_socket_directories", config.socket_dir.display().to_string()),
         ("unix_socket_permissions", "0700".to_owned()),
-        ("hba_file", HBA_FILE.to_owned()),
+        ("hba_file", config.data_dir.join(HBA_FILE).display().to_string()),
         ("cluster_name", config.cluster_name.clone()),
         ("log_destination", "stderr".to_owned()),
         ("logging_collector", "off".to_owned()),
