@@ -60,7 +60,7 @@ async fn encryption_requests_are_answered_once_each_and_nothing_is_smuggled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slow_and_the_many_are_bounded() {
     let mut config = config();
-    (config.startup_timeout_ms, config.startups_max) = (300, 2);
+    (config.startup_timeout_ms, config.startups_max) = (1_000, 2);
     let running = start(config, &nowhere(), Some(1));
     let begun = Instant::now();
     let port = running.port(Endpoint::Read);
@@ -72,13 +72,13 @@ async fn the_slow_and_the_many_are_bounded() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     // No place is left: the third is closed at once.
     assert!(running.say(Endpoint::Read, b"").await.is_empty());
-    assert!(begun.elapsed() < Duration::from_millis(250));
+    assert!(begun.elapsed() < Duration::from_millis(900));
     for stream in &mut slow {
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;
         assert!(rest.is_empty());
     }
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(running.handle.status().totals.refused, 3);
     assert_eq!(sqlstate(&running.say(Endpoint::Read, b"GET /").await), Some("08P01"));
     running.end().await;

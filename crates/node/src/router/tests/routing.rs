@@ -85,7 +85,7 @@ async fn a_new_primary_ends_the_write_sessions_on_the_old_one() {
     let servers = [Server::start(), Server::start()];
     let addresses = servers.each_ref().map(Server::address);
     let mut config = config();
-    config.primary_change_grace_ms = 1_000;
+    config.primary_change_grace_ms = 3_000;
     let running = start(config, &addresses, Some(1));
     let idle = running.connect(Endpoint::Write).await;
     let quick = running.connect(Endpoint::Write).await;
@@ -104,7 +104,7 @@ async fn a_new_primary_ends_the_write_sessions_on_the_old_one() {
     running.appoint(Some(2));
 
     // The idle one is told at once, the open transaction may end, whoever does not end is ended.
-    within("idle", Duration::from_millis(500), async {
+    within("idle", Duration::from_millis(2_500), async {
         while !idle.is_closed() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -114,7 +114,7 @@ async fn a_new_primary_ends_the_write_sessions_on_the_old_one() {
     let ended = running_query.await.unwrap().unwrap_err();
     assert_eq!(code(&ended), Some(&SqlState::ADMIN_SHUTDOWN), "{ended:?}");
     assert!(ended.as_db_error().unwrap().message().contains("the primary is now node 2"));
-    within("stuck", Duration::from_secs(3), async {
+    within("stuck", Duration::from_secs(10), async {
         while !stuck.is_closed() || !quick.is_closed() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -214,7 +214,7 @@ async fn clients_that_vanish_leave_nothing_behind() {
     connection.abort();
     query.await.unwrap().unwrap_err();
     let direct = running_client(&server).await;
-    within("the backend is gone", Duration::from_secs(5), async {
+    within("the backend is gone", Duration::from_secs(10), async {
         let sql = "select 1 from pg_stat_activity where pid = $1";
         while !direct.query(sql, &[&pid]).await.unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -238,7 +238,7 @@ async fn a_stopping_agent_ends_its_sessions() {
     let begun = Instant::now();
     let port = running.port(Endpoint::Read);
     running.end().await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     let ended = query.await.unwrap().unwrap_err();
     assert_eq!(code(&ended), Some(&SqlState::ADMIN_SHUTDOWN), "{ended:?}");
     within("idle", Duration::from_secs(1), async {
