@@ -101,9 +101,8 @@ fn heard_age_ms(witness: NodeId, node: NodeId, view: &View, own: NodeId) -> Opti
     if witness == own {
         return view.members.get(&node)?.heartbeat_age_ms;
     }
-    // What a witness said is as old as its own last heartbeat: a dead one vouches for nobody.
-    let said = view.members.get(&witness)?;
-    Some(said.hears.get(&node)?.saturating_add(said.heartbeat_age_ms?))
+    // The ages that a witness reported grow on while it is silent: a dead one vouches for nobody.
+    view.members.get(&witness)?.hears.get(&node).copied()
 }
 
 #[cfg(test)]
@@ -124,8 +123,8 @@ mod tests {
             ([[0, 90, 9_000], [90, 0, 90], [90, 90, 0]], [true, true, true]),
             // Nobody hears node 3, and what it said last is old.
             ([[0, 90, 9_000], [90, 0, 9_000], [90, 90, 0]], [true, true, false]),
-            // We hear nobody: what the others said of each other is too old to count.
-            ([[0, 9_000, 9_000], [90, 0, 90], [90, 90, 0]], [false, false, false]),
+            // We hear nobody, and what the others said of each other has become old.
+            ([[0, 9_000, 9_000], [9_090, 0, 9_090], [9_090, 9_090, 0]], [false, false, false]),
         ] {
             let facts = Observer::default().look(&state, &heard(&ages), node(1), 500, 0);
             let reachable: Vec<_> = facts.values().map(|facts| facts.reachable).collect();

@@ -1,1 +1,0 @@
-//! The router against real PostgreSQL servers.
