@@ -51,6 +51,16 @@ impl Reaper {
         self.tell(&format!("gone {pid}"));
     }
 
+    /// An nftables table is about to be made.
+    pub fn table(&self, name: &str) {
+        self.tell(&format!("table {name}"));
+    }
+
+    /// A control group was made.
+    pub fn group(&self, folder: &Path) {
+        self.tell(&format!("group {}", folder.display()));
+    }
+
     /// The data is to be kept for a look.
     pub fn keep(&self) {
         self.tell("keep");
