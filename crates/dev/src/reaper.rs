@@ -84,3 +84,37 @@ impl Reaper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What happens when the test process dies: nobody says that all is done, the pipe just ends.
+    #[test]
+    fn the_end_of_the_pipe_ends_the_processes_and_removes_the_data() -> Result<()> {
+        let folder = tempfile::tempdir()?.keep();
+        let reaper = Reaper::start(&folder)?;
+        let (mut agent, mut ended) = (sleeper()?, sleeper()?);
+        reaper.started(agent.id());
+        reaper.started(ended.id());
+        reaper.ended(ended.id());
+        drop(reaper);
+        let status = crate::process::wait_exit(&mut agent, std::time::Duration::from_secs(20));
+        assert!(status.is_some_and(|status| !status.success()));
+        for _ in 0..200 {
+            if !folder.exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(!folder.exists(), "{} is left", folder.display());
+        assert!(ended.try_wait()?.is_none(), "a process that was taken back was ended");
+        ended.kill()?;
+        ended.wait()?;
+        Ok(())
+    }
+
+    fn sleeper() -> Result<Child> {
+        Ok(Command::new("sleep").arg("60").process_group(0).spawn()?)
+    }
+}

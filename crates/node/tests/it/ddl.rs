@@ -2,6 +2,64 @@
 
 use crate::{cluster, shared};
 
+/// A statement, and a query that shows 1 once the statement has arrived.
+const KINDS: &[(&str, &str)] = &[
+    ("create schema ddl_kinds", "select count(*) from pg_namespace where nspname = 'ddl_kinds'"),
+    (
+        "create table ddl_kinds.t (id int primary key, v text)",
+        "select count(*) from pg_class where relname = 't' and relnamespace = to_regnamespace('ddl_kinds')",
+    ),
+    (
+        "create index t_v on ddl_kinds.t (lower(v)) where v is not null",
+        "select count(*) from pg_class where relname = 't_v'",
+    ),
+    (
+        "create unique index concurrently t_u on ddl_kinds.t (v)",
+        "select count(*) from pg_index where indexrelid = to_regclass('ddl_kinds.t_u') and indisvalid",
+    ),
+    (
+        "create view ddl_kinds.view as select v from ddl_kinds.t",
+        "select count(*) from pg_views where viewname = 'view'",
+    ),
+    (
+        "create materialized view ddl_kinds.mat as select count(*) from ddl_kinds.t",
+        "select count(*) from pg_matviews where matviewname = 'mat'",
+    ),
+    (
+        "create function ddl_kinds.f(a int) returns int language sql as 'select a + 1'",
+        "select count(*) from pg_proc where proname = 'f' and pronamespace = to_regnamespace('ddl_kinds')",
+    ),
+    (
+        "create procedure ddl_kinds.p() language plpgsql as $$ begin null; end $$",
+        "select count(*) from pg_proc where proname = 'p' and prokind = 'p'",
+    ),
+    (
+        "create type ddl_kinds.pair as (a int, b int)",
+        "select count(*) from pg_type where typname = 'pair'",
+    ),
+    (
+        "create domain ddl_kinds.short as varchar(5)",
+        "select count(*) from pg_type where typname = 'short'",
+    ),
+    (
+        "comment on table ddl_kinds.t is 'it''s a comment'",
+        "select count(*) from pg_description where description = 'it''s a comment'",
+    ),
+    (
+        "create table ddl_kinds.copied as select 1 as id, 'x' as v",
+        "select count(*) from pg_class where relname = 'copied'",
+    ),
+    (
+        "create table ddl_kinds.parts (id int, at date, primary key (id, at)) partition by range (at)",
+        "select count(*) from pg_partitioned_table where partrelid = to_regclass('ddl_kinds.parts')",
+    ),
+    (
+        "create table ddl_kinds.parts_2024 partition of ddl_kinds.parts
+             for values from ('2024-01-01') to ('2025-01-01')",
+        "select count(*) from pg_inherits where inhparent = to_regclass('ddl_kinds.parts')",
+    ),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_lives_through_its_changes() {
     let cluster = shared().await;
@@ -33,65 +91,7 @@ async fn a_table_lives_through_its_changes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_object_arrives() {
     let cluster = shared().await;
-    let kinds = [
-        (
-            "create schema ddl_kinds",
-            "select count(*) from pg_namespace where nspname = 'ddl_kinds'",
-        ),
-        (
-            "create table ddl_kinds.t (id int primary key, v text)",
-            "select count(*) from pg_class where relname = 't' and relnamespace = to_regnamespace('ddl_kinds')",
-        ),
-        (
-            "create index t_v on ddl_kinds.t (lower(v)) where v is not null",
-            "select count(*) from pg_class where relname = 't_v'",
-        ),
-        (
-            "create unique index concurrently t_u on ddl_kinds.t (v)",
-            "select count(*) from pg_index where indexrelid = to_regclass('ddl_kinds.t_u') and indisvalid",
-        ),
-        (
-            "create view ddl_kinds.view as select v from ddl_kinds.t",
-            "select count(*) from pg_views where viewname = 'view'",
-        ),
-        (
-            "create materialized view ddl_kinds.mat as select count(*) from ddl_kinds.t",
-            "select count(*) from pg_matviews where matviewname = 'mat'",
-        ),
-        (
-            "create function ddl_kinds.f(a int) returns int language sql as 'select a + 1'",
-            "select count(*) from pg_proc where proname = 'f' and pronamespace = to_regnamespace('ddl_kinds')",
-        ),
-        (
-            "create procedure ddl_kinds.p() language plpgsql as $$ begin null; end $$",
-            "select count(*) from pg_proc where proname = 'p' and prokind = 'p'",
-        ),
-        (
-            "create type ddl_kinds.pair as (a int, b int)",
-            "select count(*) from pg_type where typname = 'pair'",
-        ),
-        (
-            "create domain ddl_kinds.short as varchar(5)",
-            "select count(*) from pg_type where typname = 'short'",
-        ),
-        (
-            "comment on table ddl_kinds.t is 'it''s a comment'",
-            "select count(*) from pg_description where description = 'it''s a comment'",
-        ),
-        (
-            "create table ddl_kinds.copied as select 1 as id, 'x' as v",
-            "select count(*) from pg_class where relname = 'copied'",
-        ),
-        (
-            "create table ddl_kinds.parts (id int, at date, primary key (id, at)) partition by range (at)",
-            "select count(*) from pg_partitioned_table where partrelid = to_regclass('ddl_kinds.parts')",
-        ),
-        (
-            "create table ddl_kinds.parts_2024 partition of ddl_kinds.parts for values from ('2024-01-01') to ('2025-01-01')",
-            "select count(*) from pg_inherits where inhparent = to_regclass('ddl_kinds.parts')",
-        ),
-    ];
-    for (number, (statement, look)) in kinds.into_iter().enumerate() {
+    for (number, (statement, look)) in KINDS.iter().enumerate() {
         let node = cluster.node(number as u16 % 3 + 1);
         node.sql(statement).await;
         cluster.all_show(look, &["1"]).await;
@@ -148,7 +148,14 @@ async fn temporary_tables_stay_where_they_are() {
 async fn the_search_path_of_the_session_counts() {
     let cluster = shared().await;
     cluster.node(1).sql("create schema elsewhere").await;
-    cluster.node(1).sql("set search_path = elsewhere; create table placed (id int primary key); insert into placed values (1)").await;
+    cluster
+        .node(1)
+        .sql(
+            "set search_path = elsewhere;
+             create table placed (id int primary key);
+             insert into placed values (1)",
+        )
+        .await;
     cluster.all_show("select id from elsewhere.placed", &["1"]).await;
 }
 
@@ -158,7 +165,14 @@ async fn ddl_waits_for_a_node_that_was_away() {
     cluster.node(3).stop();
     cluster.node(1).sql("create table while_away (id int primary key, v text)").await;
     cluster.node(2).server().shows("select 1", &["1"]).await.unwrap();
-    cluster.node(1).sql("insert into while_away values (1, 'a'); alter table while_away add column w int; insert into while_away values (2, 'b', 3)").await;
+    cluster
+        .node(1)
+        .sql(
+            "insert into while_away values (1, 'a');
+             alter table while_away add column w int;
+             insert into while_away values (2, 'b', 3)",
+        )
+        .await;
     cluster.node(3).start();
     cluster.wait_ready().await;
     cluster.all_show("select id, v, w from while_away order by id", &["1|a|", "2|b|3"]).await;

@@ -47,7 +47,13 @@ async fn a_full_disk_under_the_spool_loses_nothing() {
     };
     cluster.start().await;
     disk.fill(64 << 10).unwrap();
-    cluster.node(1).sql("insert into crowded (v) select repeat(md5(n::text), 30) from generate_series(1, 2000) n").await;
+    cluster
+        .node(1)
+        .sql(
+            "insert into crowded (v)
+             select repeat(md5(n::text), 30) from generate_series(1, 2000) n",
+        )
+        .await;
     cluster
         .node(2)
         .sql("insert into crowded (v) select 'from node 2' from generate_series(1, 50)")

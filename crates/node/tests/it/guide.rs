@@ -117,7 +117,8 @@ async fn a_transaction_over_two_tables_is_seen_whole_or_not_at_all() {
     let writer = cluster.node(1).session().await;
     for id in 1..=200 {
         let sql = format!(
-            "begin; insert into whole_users values ({id}, 'u'); insert into whole_orders values ({id}, {id}, 9.99); commit"
+            "begin; insert into whole_users values ({id}, 'u');
+             insert into whole_orders values ({id}, {id}, 9.99); commit"
         );
         writer.batch_execute(&sql).await.unwrap();
     }

@@ -39,7 +39,13 @@ async fn truncates_reach_every_table_they_name() {
     let tables = "create table emptied (id serial primary key, v int);
                   create table emptied_child (id int primary key, parent int references emptied (id))";
     cluster.node(1).sql(tables).await;
-    cluster.node(1).sql("insert into emptied (id, v) values (1, 1), (2, 2); insert into emptied_child values (1, 1)").await;
+    cluster
+        .node(1)
+        .sql(
+            "insert into emptied (id, v) values (1, 1), (2, 2);
+             insert into emptied_child values (1, 1)",
+        )
+        .await;
     cluster.all_show("select count(*) from emptied_child", &["1"]).await;
     cluster.node(2).sql("truncate emptied cascade").await;
     cluster
@@ -62,7 +68,13 @@ async fn foreign_keys_hold_on_every_node() {
              create table children (id int primary key, parent int references parents (id) on delete cascade)",
         )
         .await;
-    cluster.node(1).sql("insert into parents values (1), (2); insert into children values (1, 1), (2, 1), (3, 2)").await;
+    cluster
+        .node(1)
+        .sql(
+            "insert into parents values (1), (2);
+             insert into children values (1, 1), (2, 1), (3, 2)",
+        )
+        .await;
     cluster.all_show("select count(*) from children", &["3"]).await;
     cluster.node(2).sql("delete from parents where id = 1").await;
     cluster.all_show("select id, parent from children", &["3|2"]).await;
@@ -113,7 +125,13 @@ async fn an_update_that_follows_an_insert_of_another_node_is_not_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_later_write_of_one_row_wins_everywhere() {
     let cluster = shared().await;
-    cluster.node(1).sql("create table contested (id int primary key, v text); insert into contested values (1, 'start')").await;
+    cluster
+        .node(1)
+        .sql(
+            "create table contested (id int primary key, v text);
+             insert into contested values (1, 'start')",
+        )
+        .await;
     cluster.all_show("select v from contested", &["start"]).await;
     let sessions = [
         cluster.node(1).session().await,

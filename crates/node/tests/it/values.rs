@@ -136,7 +136,11 @@ async fn enums_domains_and_composites_round_trip() {
     cluster.all_show_as(1, all).await;
     cluster.node(3).sql("alter type mood add value 'elated' after 'ok'").await;
     cluster
-        .all_show("select string_agg(enumlabel, '/' order by enumsortorder) from pg_enum where enumtypid = to_regtype('mood')", &["sad/ok/elated/it's, \"fine\""])
+        .all_show(
+            "select string_agg(enumlabel, '/' order by enumsortorder) from pg_enum
+             where enumtypid = to_regtype('mood')",
+            &["sad/ok/elated/it's, \"fine\""],
+        )
         .await;
     cluster
         .node(2)
@@ -194,7 +198,13 @@ async fn a_large_value_that_was_not_touched_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn generated_columns_are_generated_everywhere() {
     let cluster = shared().await;
-    cluster.node(1).sql("create table generated (id int primary key, a int, b int generated always as (a * 2) stored)").await;
+    cluster
+        .node(1)
+        .sql(
+            "create table generated (id int primary key, a int,
+             b int generated always as (a * 2) stored)",
+        )
+        .await;
     cluster.node(1).sql("insert into generated (id, a) values (1, 21)").await;
     cluster.all_show("select a, b from generated", &["21|42"]).await;
     cluster.node(3).sql("update generated set a = 4").await;
