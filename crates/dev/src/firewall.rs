@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -45,6 +45,11 @@ impl Group {
         fs::create_dir_all(&folder)
             .with_context(|| format!("make the control group {}", folder.display()))?;
         Ok(Self { folder })
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The file into which a process writes its number to join.

@@ -17,6 +17,7 @@ pub mod firewall;
 pub mod load;
 pub mod node;
 pub mod ports;
+pub mod postgres;
 pub mod process;
 pub mod reaper;
 pub mod tidy;

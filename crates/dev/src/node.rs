@@ -72,8 +72,7 @@ impl Node {
             others: (1..=nodes).filter(|other| *other != number).map(|i| ports.peers(i)).collect(),
             reaper: reaper.clone(),
             agent: Mutex::new(None),
-            group: Group::make(&format!("synapsedb-dev-{}-{number}", ports.get()))
-                .map_err(|error| format!("{error:#}")),
+            group: group(ports.get(), number, reaper),
             cut: Mutex::new(None),
         }
     }
@@ -271,6 +270,7 @@ impl Node {
     /// When this machine does not allow it, see [`Node::can_be_cut_off`].
     pub fn cut_off(&self) {
         let table = format!("synapsedb_dev_{}_{}", self.server.port, self.number);
+        self.reaper.table(&table);
         let cut = match &self.group {
             Ok(group) => Cut::make(&table, group, self.peers, &self.others),
             Err(reason) => Err(anyhow!("{reason}")),
@@ -466,6 +466,14 @@ impl Node {
     fn agent(&self) -> MutexGuard<'_, Option<Child>> {
         self.agent.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The control group of the node's agent, or why there is none.
+fn group(base: u16, number: u16, reaper: &Reaper) -> Result<Group, String> {
+    let group = Group::make(&format!("synapsedb-dev-{base}-{number}"));
+    let group = group.map_err(|error| format!("{error:#}"))?;
+    reaper.group(group.folder());
+    Ok(group)
 }
 
 fn get(url: &str) -> Result<(u16, String)> {

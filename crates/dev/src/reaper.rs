@@ -51,6 +51,16 @@ impl Reaper {
         self.tell(&format!("gone {pid}"));
     }
 
+    /// An nftables table is about to be made.
+    pub fn table(&self, name: &str) {
+        self.tell(&format!("table {name}"));
+    }
+
+    /// A control group was made.
+    pub fn group(&self, folder: &Path) {
+        self.tell(&format!("group {}", folder.display()));
+    }
+
     /// The data is to be kept for a look.
     pub fn keep(&self) {
         self.tell("keep");
@@ -72,5 +82,39 @@ impl Reaper {
             // Without its reaper a test is only less tidy when it is killed.
             let _ = writeln!(pipe, "{line}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What happens when the test process dies: nobody says that all is done, the pipe just ends.
+    #[test]
+    fn the_end_of_the_pipe_ends_the_processes_and_removes_the_data() -> Result<()> {
+        let folder = tempfile::tempdir()?.keep();
+        let reaper = Reaper::start(&folder)?;
+        let (mut agent, mut ended) = (sleeper()?, sleeper()?);
+        reaper.started(agent.id());
+        reaper.started(ended.id());
+        reaper.ended(ended.id());
+        drop(reaper);
+        let status = crate::process::wait_exit(&mut agent, std::time::Duration::from_secs(20));
+        assert!(status.is_some_and(|status| !status.success()));
+        for _ in 0..200 {
+            if !folder.exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(!folder.exists(), "{} is left", folder.display());
+        assert!(ended.try_wait()?.is_none(), "a process that was taken back was ended");
+        ended.kill()?;
+        ended.wait()?;
+        Ok(())
+    }
+
+    fn sleeper() -> Result<Child> {
+        Ok(Command::new("sleep").arg("60").process_group(0).spawn()?)
     }
 }

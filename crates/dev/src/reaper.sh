@@ -1,14 +1,18 @@
-# Ends the processes of a test whose own process is gone. Reads "agent PID", "gone PID", "data DIR" and "keep" until
-# the end of its input, which comes when the test process ends in whatever way; then ends what was named and is left.
+# Ends the processes of a test whose own process is gone, and what else it left. Reads "agent PID", "gone PID", "data DIR", "table NAME",
+# "group DIR" and "keep" until the end of its input, which comes when the test process ends in whatever way; then ends what was named and is left.
 trap '' INT TERM HUP
 agents=''
 data=''
 keep=''
+tables=''
+groups=''
 while read -r word value; do
     case $word in
     agent) agents="$agents $value" ;;
     gone) agents=$(for pid in $agents; do [ "$pid" = "$value" ] || printf ' %s' "$pid"; done) ;;
     data) data=$value ;;
+    table) tables="$tables $value" ;;
+    group) groups="$groups $value" ;;
     keep) keep=yes ;;
     done) exit 0 ;;
     esac
@@ -38,6 +42,7 @@ await() {
 }
 
 [ -n "$data" ] || exit 0
+for table in $tables; do nft delete table inet "$table"; done
 for pid in $agents; do
     kill -CONT "$pid"
     kill -TERM "$pid"
@@ -50,4 +55,8 @@ for pid in $servers; do kill -QUIT "$pid"; done
 # shellcheck disable=SC2086
 await 100 $servers
 for pid in $servers; do kill -KILL "$pid"; done
+for group in $groups; do rmdir "$group"; done
+while read -r _ mount _; do
+    case $mount in "$data"/*) umount -l "$mount" ;; esac
+done </proc/self/mounts
 [ -n "$keep" ] || rm -rf "$data"

@@ -1,0 +1,52 @@
+//! The cluster tests: real agents, real PostgreSQL servers, three nodes; one module per component or promise.
+//!
+//! Tests that only write and look share one cluster; tests that break something have one of their own.
+#![allow(clippy::unwrap_used)]
+
+mod attached;
+mod chaos;
+mod cli;
+mod configuration;
+mod corruption;
+mod ddl;
+mod disk;
+mod gossip;
+mod guide;
+mod http;
+mod large;
+mod raft;
+mod router;
+mod rows;
+mod sequences;
+mod tls;
+mod values;
+
+use std::time::Duration;
+
+use synapsedb_dev::cluster::Borrowed;
+use synapsedb_dev::{Binary, Cluster, Shared};
+
+/// How long a change of health may take to be seen.
+const NOTICED: Duration = Duration::from_secs(30);
+
+static CLUSTER: Shared = Shared::new();
+
+/// The binary of this build.
+fn binary() -> Binary {
+    synapsedb_dev::binary(env!("CARGO_BIN_EXE_synapsedb"))
+}
+
+/// The cluster that all tests share which break nothing.
+async fn shared() -> Borrowed<'static> {
+    CLUSTER.cluster(binary()).await
+}
+
+/// A cluster of a test's own.
+async fn cluster(nodes: u16) -> Cluster {
+    binary().cluster(nodes).await
+}
+
+/// Says why a test shows nothing on this machine.
+fn skip(reason: &str) {
+    eprintln!("skipped: {reason}");
+}
