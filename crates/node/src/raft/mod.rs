@@ -37,30 +37,3 @@ impl Handle {
         unimplemented!()
     }
 }
-/// TMP
-pub mod api {
-    #![allow(missing_docs, clippy::unimplemented)]
-    pub fn routes(_: super::Handle) -> axum::Router {
-        unimplemented!()
-    }
-    pub fn document() -> utoipa::openapi::OpenApi {
-        unimplemented!()
-    }
-}
-impl Handle {
-    #[allow(missing_docs, clippy::unimplemented)]
-    pub fn status(&self) -> serde_json::Value {
-        unimplemented!()
-    }
-}
-/// TMP
-#[allow(clippy::unimplemented)]
-pub async fn new(
-    _: Config,
-    _: crate::layout::Identity,
-    _: Vec<crate::peers::PeerAddress>,
-    _: crate::peers::Handle,
-    _: &mut prometheus_client::registry::Registry,
-) -> anyhow::Result<(Handle, crate::router::Task)> {
-    unimplemented!()
-}
