@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.check {
         return check_server(&config);
     }
-    super::log_to_stderr("info");
+    super::log_to_stderr("info,openraft=warn");
     let dir = &config.node.data_dir;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let _lock = PidFile::acquire(&dir.join("agent.pid"))?;

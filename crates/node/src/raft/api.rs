@@ -8,7 +8,7 @@ use axum::{Json, Router};
 use openraft::ServerState;
 use serde::Serialize;
 use synapsedb_core::state::ClusterState;
-use utoipa::ToSchema;
+use utoipa::{OpenApi, ToSchema};
 
 use super::{Handle, node_id};
 
@@ -64,6 +64,15 @@ pub enum Role {
     Leader,
     /// It stops.
     Stopping,
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(status))]
+struct Document;
+
+/// The description of the routes.
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
 }
 
 /// The routes of Raft.

@@ -37,6 +37,7 @@ pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -
     let local = shared.postgres.local();
     let tail = writer.tail();
     let from = bootstrap::ensure_slot(&local, &slot, &tail, writer).await?;
+    shared.status.slot_is_there();
     let stream = Stream::start(&local, &slot, from, "synapsedb", true)
         .await
         .with_context(|| format!("start reading the WAL through slot {slot}"))?;

@@ -42,6 +42,9 @@ struct Lane {
 
 #[derive(Default)]
 struct Inner {
+    /// The internal schema, the triggers and the publication are there.
+    installed: bool,
+    /// The slot is there too: from now on nothing that is written here escapes it.
     prepared: bool,
     publishing: bool,
     read: Lsn,
@@ -68,7 +71,15 @@ impl Board {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn prepared(&self) {
+    pub(crate) fn installed(&self) {
+        self.lock().installed = true;
+    }
+
+    pub(crate) fn is_installed(&self) -> bool {
+        self.lock().installed
+    }
+
+    pub(crate) fn slot_is_there(&self) {
         self.lock().prepared = true;
     }
 

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::apply::{self, Source};
 use super::spool::SpoolError;
+use super::status::Board;
 use super::{Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, serve};
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -71,11 +72,11 @@ async fn pause(backoff: &mut Backoff, stop: &Shutdown) {
     }
 }
 
-/// Waits until the server is there and prepared; false on shutdown.
-async fn prepared(shared: &Shared, stop: &Shutdown) -> bool {
+/// Waits until the server is there and `what` holds; false on shutdown.
+async fn wait_for(shared: &Shared, stop: &Shutdown, what: impl Fn(&Board) -> bool) -> bool {
     while !stop.is_cancelled() {
         shared.postgres.wait_ready(stop).await;
-        if shared.status.is_prepared() {
+        if what(&shared.status) {
             return !stop.is_cancelled();
         }
         tokio::select! {
@@ -89,7 +90,7 @@ async fn prepared(shared: &Shared, stop: &Shutdown) -> bool {
 async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
     let mut backoff = backoff_of(&shared);
     let mut own = shared.spools.take_own();
-    while prepared(&shared, &stop).await {
+    while wait_for(&shared, &stop, Board::is_installed).await {
         let mut writer = match own.take() {
             Some(writer) => writer,
             None => shared.spools.open(shared.identity.node, shared.identity.incarnation)?,
@@ -164,9 +165,9 @@ async fn generations(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
 }
 
 async fn generation(shared: &Arc<Shared>) -> Result<()> {
-    if !shared.status.is_prepared() {
+    if !shared.status.is_installed() {
         bootstrap::prepare(shared).await?;
-        shared.status.prepared();
+        shared.status.installed();
     }
     let mut opened = shared.spools.watch();
     let sources: Vec<Source> = opened
@@ -239,7 +240,7 @@ enum Part {
 
 async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()> {
     let mut backoff = backoff_of(&shared);
-    while prepared(&shared, &stop).await {
+    while wait_for(&shared, &stop, Board::is_prepared).await {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
             ended = async {
