@@ -1,6 +1,14 @@
--- Puts every DDL statement into the stream, in commit order with the rows. SECURITY INVOKER and without a SET clause:
--- it must see the caller's role and search_path, and it touches nothing but pg_catalog.
-create or replace function synapsedb.capture_ddl() returns event_trigger language plpgsql as $capture$
+-- Notes the caller's search_path before the statement runs. It has no SET clause, so that it sees it.
+create or replace function synapsedb.note_path() returns event_trigger language plpgsql as $path$
+begin
+    perform pg_catalog.set_config('synapsedb.caller_path', pg_catalog.current_setting('search_path'), false);
+end
+$path$;
+
+-- Puts every DDL statement into the stream, in commit order with the rows. SECURITY INVOKER: it must see the caller's
+-- role. The SET clause makes PostgreSQL write its name with the schema wherever it is named.
+create or replace function synapsedb.capture_ddl() returns event_trigger
+language plpgsql set search_path = pg_catalog as $capture$
 declare
     stack text;
     nested text;
@@ -80,7 +88,7 @@ begin
         'whole', statement is not null or nested <> '',
         'creates', creates,
         'role', current_user,
-        'search_path', pg_catalog.current_setting('search_path'))::text);
+        'search_path', pg_catalog.current_setting('synapsedb.caller_path'))::text);
 end
 $capture$;
 

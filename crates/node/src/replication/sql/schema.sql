@@ -38,3 +38,15 @@ alter table synapsedb.probe set (autovacuum_vacuum_threshold = 20, fillfactor = 
 
 grant usage on schema synapsedb to public;
 grant select on synapsedb.probe, synapsedb.node to public;
+
+-- A role of the same name would find this schema first: by default, "$user" stands before public in search_path.
+do $path$
+begin
+    if exists (select from pg_catalog.pg_roles where rolname = 'synapsedb') and not exists (
+        select from pg_catalog.pg_db_role_setting s join pg_catalog.pg_roles r on r.oid = s.setrole
+        where r.rolname = 'synapsedb' and pg_catalog.array_to_string(s.setconfig, ',') like '%search_path=%') then
+        execute pg_catalog.format('alter role synapsedb in database %I set search_path = public',
+            pg_catalog.current_database());
+    end if;
+end
+$path$;

@@ -4,6 +4,9 @@ begin
     if not exists (select from pg_event_trigger where evtname = 'synapsedb_capture') then
         create event trigger synapsedb_capture on ddl_command_end execute function synapsedb.capture_ddl();
     end if;
+    if not exists (select from pg_event_trigger where evtname = 'synapsedb_note_path') then
+        create event trigger synapsedb_note_path on ddl_command_start execute function synapsedb.note_path();
+    end if;
     if not exists (select from pg_event_trigger where evtname = 'synapsedb_note_drop') then
         create event trigger synapsedb_note_drop on sql_drop execute function synapsedb.note_drop();
     end if;
