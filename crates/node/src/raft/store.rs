@@ -219,6 +219,7 @@ impl Store {
         self.storage_error(tokio::task::spawn_blocking(read).await, StorageIOError::read)
     }
 
+    #[allow(clippy::result_large_err, reason = "the error is openraft's")]
     fn storage_error<T>(
         &self,
         done: Result<Result<T>, tokio::task::JoinError>,
@@ -285,7 +286,7 @@ impl Drop for Writing<'_> {
 /// What to say of a damaged file.
 pub(super) fn damaged(file: &Path, what: &str) -> String {
     format!(
-        "the Raft log {} is damaged: {what}. Nothing of it is used and nothing was changed. Restore the file from a \
+        "the Raft log {} is damaged: {what}. Nothing of it is used. Restore the file from a \
          copy of this very node taken after its last stop, or remove the node from the cluster and add it as a new one",
         file.display()
     )
