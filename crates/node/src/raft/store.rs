@@ -1,8 +1,8 @@
 //! The file of Raft: everything in one redb database, each value under a checksum of its own, each write durable
 //! before it is answered.
 //!
-//! The tables are `log` (index → entry) and `meta` (name → value). A value is `crc32c | JSON`; the checksum covers the
-//! key too, so a value that turns up in another place is found out. Commits are of redb's two-phase kind: with the
+//! The tables are `log` (index → entry) and `meta` (name → value). A value is `crc32c | JSON`; the checksum covers
+//! the key too, so a value that turns up in another place is found out. Commits are of redb's two-phase kind: with the
 //! one-phase kind a damaged newest commit would be taken for a torn one, and the file would silently be one commit
 //! older, which a vote must never be.
 
@@ -120,8 +120,8 @@ impl Store {
         match found {
             Some(found) if found == *owner => Ok(()),
             Some(found) => bail!(
-                "the Raft log {} belongs to node {} ({}) of cluster {} (format {}), this is node {} ({}) of cluster {}; \
-                 nothing was changed. Give each node its own data directory",
+                "the Raft log {} belongs to node {} ({}) of cluster {} (format {}), this is node {} ({}) of cluster \
+                 {}; nothing was changed. Give each node its own data directory",
                 file.display(),
                 found.node,
                 found.uuid,
