@@ -1,7 +1,7 @@
 //! Who lives, who hears whom, and what every node says of itself: liveness, and nothing that must not be lost.
 //!
-//! **Runs on:** every node. **Invariant:** gossip gives evidence and decides nothing: what it says may be late or wrong,
-//! and costs latency then, never data.
+//! **Runs on:** every node. **Invariant:** gossip gives evidence and decides nothing: what it says may be late or
+//! wrong, and costs latency then, never data.
 //!
 //! Two things travel in sealed datagrams. foca's SWIM messages answer *does it live by any way* (a probe through
 //! a third node counts), and drive [`MemberState`]. Heartbeats, sent to every peer, answer *does it reach me directly*:

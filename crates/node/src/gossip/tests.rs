@@ -203,3 +203,28 @@ async fn settings_and_addresses_that_cannot_work_are_named() {
     let text = attempt(Config::default());
     assert!(text.contains("cannot receive datagrams on 127.0.0.1:"), "{text}");
 }
+
+/// Takes 20 s of all cores: `cargo test -- --ignored a_busy_machine`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes all cores for 20 s"]
+async fn a_busy_machine_raises_no_false_alarm() {
+    let cluster = TestCluster::new(3);
+    let nodes = [start(&cluster, 1), start(&cluster, 2), start(&cluster, 3)];
+    for started in &nodes {
+        for number in 1..=3 {
+            started.sees(number, MemberState::Alive).await;
+        }
+    }
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    let busy: Vec<_> = (0..8)
+        .map(|_| std::thread::spawn(move || while std::time::Instant::now() < end {}))
+        .collect();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    busy.into_iter().for_each(|thread| thread.join().unwrap());
+    for started in &nodes {
+        for state in ["suspect", "down"] {
+            let series = format!("synapsedb_gossip_changes_total{{state=\"{state}\"}}");
+            assert_eq!(counted(&started.registry, &series), 0, "{state}");
+        }
+    }
+}

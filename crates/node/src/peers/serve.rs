@@ -235,8 +235,11 @@ async fn read_calls(
                 Err(message) => Frame::Error { number, message: message.into() },
             };
             // The peer may be gone: then nobody wants the answer.
-            let _ = answers.send(frame).await;
-            drop(permit);
+            if let Ok(place) = answers.reserve().await {
+                // Before the answer is on its way: the peer may use its next turn as soon as it has it.
+                drop(permit);
+                place.send(frame);
+            }
         });
     }
 }

@@ -228,10 +228,12 @@ async fn good_certificates_with_a_wrong_greeting_are_refused() {
     let cluster = TestCluster::new(3);
     let (ca, out) = (cluster.directory("ca"), cluster.directory("stranger"));
     let hello = |cluster_id: Uuid, number: u16, service: &str| {
-        let json = format!(
-            r#"{{"protocol":1,"cluster_id":"{cluster_id}","node":{number},"uuid":"{}","incarnation":1,"service":"{service}"}}"#,
-            Uuid::new_v4()
-        );
+        let uuid = Uuid::new_v4();
+        let json = serde_json::json!({
+            "protocol": 1, "cluster_id": cluster_id, "node": number, "uuid": uuid, "incarnation": 1,
+            "service": service,
+        })
+        .to_string();
         [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], json.as_bytes()].concat()
     };
     let ours = cluster.cluster_id;
@@ -318,7 +320,7 @@ fn serve_echo(peers: &Handle) {
                 b"fail" => Err("as you wish".to_owned()),
                 b"panic" => panic!("a bug in a service"),
                 b"slow" => {
-                    tokio::time::sleep(Duration::from_secs(2)).await;
+                    tokio::time::sleep(Duration::from_secs(4)).await;
                     Ok(body)
                 }
                 _ => Ok([from.to_string().as_bytes(), b":", &body].concat().into()),
@@ -362,7 +364,7 @@ async fn three_nodes_call_each_other() {
     let (slow, (others, took)) = tokio::join!(slow, others);
     assert_eq!(slow.unwrap(), "slow");
     assert!(others.iter().all(Result::is_ok));
-    assert!(took < Duration::from_millis(1900), "{took:?}");
+    assert!(took < Duration::from_millis(3900), "{took:?}");
     let accepted = "synapsedb_peers_accepted_connections";
     assert_eq!(counted(&nodes[1].registry, accepted), 2, "one connection per caller");
     for started in nodes {

@@ -203,6 +203,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
     }
 }
 
+#[allow(clippy::result_large_err, reason = "the error is openraft's")]
 fn travelling(stored: StoredSnapshot) -> Result<Snapshot<Types>, StorageError<u64>> {
     let content = serde_json::to_vec(&stored.content)
         .map_err(|error| StorageIOError::read_snapshot(Some(stored.meta.signature()), &error))?;

@@ -1,8 +1,8 @@
 //! The file of Raft: everything in one redb database, each value under a checksum of its own, each write durable
 //! before it is answered.
 //!
-//! The tables are `log` (index → entry) and `meta` (name → value). A value is `crc32c | JSON`; the checksum covers the
-//! key too, so a value that turns up in another place is found out. Commits are of redb's two-phase kind: with the
+//! The tables are `log` (index → entry) and `meta` (name → value). A value is `crc32c | JSON`; the checksum covers
+//! the key too, so a value that turns up in another place is found out. Commits are of redb's two-phase kind: with the
 //! one-phase kind a damaged newest commit would be taken for a torn one, and the file would silently be one commit
 //! older, which a vote must never be.
 
@@ -120,8 +120,8 @@ impl Store {
         match found {
             Some(found) if found == *owner => Ok(()),
             Some(found) => bail!(
-                "the Raft log {} belongs to node {} ({}) of cluster {} (format {}), this is node {} ({}) of cluster {}; \
-                 nothing was changed. Give each node its own data directory",
+                "the Raft log {} belongs to node {} ({}) of cluster {} (format {}), this is node {} ({}) of cluster \
+                 {}; nothing was changed. Give each node its own data directory",
                 file.display(),
                 found.node,
                 found.uuid,
@@ -219,6 +219,7 @@ impl Store {
         self.storage_error(tokio::task::spawn_blocking(read).await, StorageIOError::read)
     }
 
+    #[allow(clippy::result_large_err, reason = "the error is openraft's")]
     fn storage_error<T>(
         &self,
         done: Result<Result<T>, tokio::task::JoinError>,
@@ -285,7 +286,7 @@ impl Drop for Writing<'_> {
 /// What to say of a damaged file.
 pub(super) fn damaged(file: &Path, what: &str) -> String {
     format!(
-        "the Raft log {} is damaged: {what}. Nothing of it is used and nothing was changed. Restore the file from a \
+        "the Raft log {} is damaged: {what}. Nothing of it is used. Restore the file from a \
          copy of this very node taken after its last stop, or remove the node from the cluster and add it as a new one",
         file.display()
     )

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Prepares a machine and runs every check and test; ends with a line "N passed, N failed".
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# Consulted by the functions of prepare.sh: a test run asks nobody.
+# shellcheck disable=SC2034
+YES=yes
+# shellcheck source=scripts/prepare.sh
+. "$ROOT/scripts/prepare.sh"
+cd "$ROOT"
+
+# Cluster tests at a time: each runs up to three servers and three agents.
+CLUSTERS=${SYNAPSEDB_TEST_CLUSTERS:-2}
+
+log=$(mktemp -d)
+trap 'rm -rf "$log"' EXIT
+passed=0
+failed=0
+
+# Adds what a log says of its tests: cargo test prints a result for every binary, nextest one summary.
+count() {
+    local added
+    added=$(awk '
+        /^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1) } }
+        /^ *Summary \[/ { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1)
+                                                       if ($i ~ /^timed/) f += $(i-1) } }
+        END { print p + 0, f + 0 }' "$1")
+    passed=$((passed + ${added% *}))
+    failed=$((failed + ${added#* }))
+}
+
+# Runs one step: a failure without a failed test in its log, such as a build that fails, counts as one.
+step() {
+    local name=$1 before=$failed status=0
+    shift
+    say "$name"
+    "$@" 2>&1 | tee "$log/step" || status=$?
+    count "$log/step"
+    if [ "$status" -ne 0 ] && [ "$failed" -eq "$before" ]; then
+        say "failed: $name"
+        failed=$((failed + 1))
+    fi
+}
+
+# Runs one check, which counts as one test.
+check() {
+    local name=$1
+    shift
+    say "$name"
+    if "$@"; then passed=$((passed + 1)); else
+        say "failed: $name"
+        failed=$((failed + 1))
+    fi
+}
+
+# A cut between nodes is made with nftables, by root only.
+extra=()
+if [ "$(id -u)" -eq 0 ] && ! command -v nft >/dev/null && [ -n "$(packaged_major)" ]; then
+    extra+=(nftables)
+fi
+prepare_postgres "${extra[@]}"
+prepare_build
+
+check 'format' cargo fmt --all --check
+check 'lints' cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+check 'tidy' cargo dev tidy
+if cargo nextest --version >/dev/null 2>&1; then
+    step 'unit tests' cargo nextest run --workspace --locked --no-fail-fast -E 'not binary(=it)'
+    step 'examples in the documentation' cargo test --quiet --workspace --locked --doc
+else
+    step 'tests of core, pg and dev' cargo test --workspace --exclude synapsedb --locked --no-fail-fast
+    step 'unit tests of the agent' cargo test --package synapsedb --locked --no-fail-fast --lib --bins
+fi
+# With one process for all, so that they share a cluster where they break nothing.
+step 'cluster tests' cargo test --package synapsedb --locked --test it -- --test-threads="$CLUSTERS"
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
