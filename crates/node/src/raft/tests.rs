@@ -323,7 +323,7 @@ async fn with_a_full_disk() {
     };
     let length = std::fs::metadata(config(&cluster, 1).dir.join(store::FILE)).unwrap().len();
     let before = getrlimit(Resource::Fsize);
-    let full = rustix::process::Rlimit { current: Some(length + 50_000), ..before.clone() };
+    let full = rustix::process::Rlimit { current: Some(length + 50_000), ..before };
     setrlimit(Resource::Fsize, full).unwrap();
     let mut answered = 0;
     let error = loop {
