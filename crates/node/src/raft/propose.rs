@@ -63,6 +63,8 @@ pub(super) async fn propose(
     let mut reason = "there is no leader".to_owned();
     let mut hint = None;
     while Instant::now() < deadline {
+        let running = shared.raft.metrics().borrow().running_state.clone();
+        running.map_err(|error| ProposeError::Stopped(error.to_string()))?;
         let leader = hint.take().or_else(|| shared.leader());
         let attempt = match leader {
             None => Attempt::NotLeader { leader: None },

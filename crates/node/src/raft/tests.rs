@@ -284,6 +284,69 @@ async fn refusal(cluster: &TestCluster, number: u16) -> String {
     panic!("the file of node {number} stays in use");
 }
 
+/// Set for the process that is to meet a full disk.
+const FULL_DISK: &str = "SYNAPSEDB_TEST_FULL_DISK";
+
+/// The limit on the size of files stands for a full disk. It is the process's own, so this runs in a fresh one.
+#[test]
+fn a_full_disk_stops_raft_and_loses_nothing_that_was_answered() {
+    // Beyond the limit comes a signal that would end the process: ignored, the write fails instead.
+    let script = "trap '' XFSZ; exec \"$0\" --ignored --exact raft::tests::with_a_full_disk";
+    let this = std::env::current_exe().unwrap();
+    let output = std::process::Command::new("bash")
+        .args(["-c", script])
+        .arg(this)
+        .env(FULL_DISK, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by a_full_disk_stops_raft_and_loses_nothing_that_was_answered"]
+async fn with_a_full_disk() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    if std::env::var_os(FULL_DISK).is_none() {
+        // The limit is for all tests of this process: it needs one of its own.
+        return;
+    }
+    let cluster = TestCluster::new(1);
+    let alone = start(&cluster, 1).await;
+    leader(&[&alone]).await;
+    let command = |count: u32| {
+        let mut command = register(&cluster, 1);
+        if let Command::RegisterMember { addresses, .. } = &mut command {
+            addresses.http = count.to_string();
+        }
+        command
+    };
+    let length = std::fs::metadata(config(&cluster, 1).dir.join(store::FILE)).unwrap().len();
+    let before = getrlimit(Resource::Fsize);
+    let full = rustix::process::Rlimit { current: Some(length + 50_000), ..before };
+    setrlimit(Resource::Fsize, full).unwrap();
+    let mut answered = 0;
+    let error = loop {
+        match alone.raft.propose(command(answered + 1)).await {
+            Ok(outcome) => assert_eq!(outcome, Outcome::Applied),
+            Err(error) => break error.to_string(),
+        }
+        answered += 1;
+        assert!(answered < 10_000, "the disk is never full");
+    };
+    assert!(error.contains("raft.redb"), "{error}");
+    let ended = format!("{:#}", alone.running.await.unwrap().unwrap_err());
+    assert!(ended.contains("raft.redb"), "{ended}");
+    alone.peers.stop().await;
+    drop(alone.raft);
+
+    setrlimit(Resource::Fsize, before).unwrap();
+    let alone = start(&cluster, 1).await;
+    leader(&[&alone]).await;
+    let found: u32 = alone.raft.state().members[&node(1)].addresses.http.parse().unwrap();
+    assert!((answered..=answered + 1).contains(&found), "{answered} answered, {found} found");
+}
+
 fn identity() -> Identity {
     Identity {
         cluster_id: Uuid::new_v4(),

@@ -30,6 +30,9 @@ mod tests;
 pub use cipher::{DatagramError, GossipCipher, NONCE_LEN, OVERHEAD_BYTES, Opened};
 pub use refusal::Refusal;
 
+/// A certificate that expires sooner than this is complained about when it is loaded.
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
 /// Where the certificate, the keys and the authority's certificate are.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -262,7 +265,13 @@ fn check_own_certificate(
         }
     }
     let seconds = u64::try_from(named.not_after_unix_s).unwrap_or(0);
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    let expires_at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let left = expires_at.duration_since(SystemTime::now()).unwrap_or_default();
+    if left < EXPIRY_WARNING {
+        let days = left.as_secs() / (24 * 60 * 60);
+        tracing::warn!("the certificate {file} expires in {days} days; issue a new one");
+    }
+    Ok(expires_at)
 }
 
 fn trust(file: &Path, authority: Vec<CertificateDer<'static>>) -> Result<Arc<RootCertStore>> {
