@@ -42,7 +42,8 @@ pub(super) enum Command {
         #[arg(long = "host", value_name = "HOST")]
         hosts: Vec<String>,
         /// How long the certificate holds, in days
-        #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        #[arg(long, value_name = "DAYS", default_value_t = 365)]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
 }

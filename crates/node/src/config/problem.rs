@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// How wide the lines of a list of allowed names get, in columns.
+const LIST_WIDTH: usize = 80;
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
@@ -90,7 +93,7 @@ pub(super) fn explain(message: &str) -> String {
             nearest(given, allowed).map_or(String::new(), |n| format!("did you mean `{n}`? "));
         let list = match allowed {
             [] => "no key is allowed here".to_owned(),
-            names => format!("allowed: {}", names.join(", ")),
+            names => format!("allowed:{}", wrapped(names)),
         };
         return format!("unknown {what} `{given}`; {hint}{list}");
     }
@@ -102,6 +105,22 @@ pub(super) fn explain(message: &str) -> String {
         return message.trim_end().replace('\n', "; ");
     };
     format!("is {}; expected {}", given.replace('`', ""), in_words(expected))
+}
+
+/// The names: behind what was said when there is room, else below it in lines that a terminal shows whole.
+fn wrapped(names: &[&str]) -> String {
+    let all = names.join(", ");
+    if all.len() <= LIST_WIDTH {
+        return format!(" {all}");
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for name in names {
+        match lines.last_mut().filter(|line| line.len() + 2 + name.len() <= LIST_WIDTH) {
+            Some(line) => line.extend([", ", name]),
+            None => lines.push(format!("    {name}")),
+        }
+    }
+    format!("\n{}", lines.join(",\n"))
 }
 
 fn in_words(expected: &str) -> String {
