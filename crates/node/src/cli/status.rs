@@ -90,8 +90,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let cluster = arguments.data.cluster()?;
     let report = ask(&cluster);
     match arguments.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Table => println!("{}", table::render(&report)),
+        Output::Json => super::say(serde_json::to_string_pretty(&report)?),
+        Output::Table => super::say(table::render(&report)),
     }
     Ok(match report.verdict {
         Verdict::Healthy => ExitCode::SUCCESS,

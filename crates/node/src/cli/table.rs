@@ -41,7 +41,7 @@ fn nodes(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header([
-        "NODE", "AGENT", "READY", "POSTGRES", "PORT", "HTTP", "ROLE", "GOSSIP", "LAG",
+        "NODE", "AGENT", "READY", "POSTGRES", "PORT", "HTTP", "ROLE", "GOSSIP", "LAG MAX",
     ]);
     for node in &report.nodes {
         table.add_row(row(report, node));

@@ -45,7 +45,8 @@ fn every_problem_is_told_with_its_line() {
          [postgrez]\nx = 1\n",
         &[],
         expect![[r#"
-            agent.toml:13: postgres.prot: unknown key `prot`; did you mean `port`? allowed: mode, url, password_file, agent_role, role, role_verifier_file, database,
+            agent.toml:13: postgres.prot: unknown key `prot`; did you mean `port`? allowed:
+                mode, url, password_file, agent_role, role, role_verifier_file, database,
                 bin_dir, data_dir, socket_dir, listen, port, log_file, os_user, cluster_name,
                 max_connections, shared_buffers_mb, settings, hba, replication_slots_min,
                 wal_senders_min, probe_interval_ms, probe_timeout_ms, probe_failures_max,
@@ -53,9 +54,10 @@ fn every_problem_is_told_with_its_line() {
             agent.toml:14: postgres.port: is string "abc"; expected a whole number from 0 to 65535
             agent.toml:15: postgres.mode: unknown value `attachd`; did you mean `attached`? allowed: managed, attached
             agent.toml:16: postgres.max_connections: is 3; allowed: a whole number from 20 to 262143
-            agent.toml:17: postgres.probe_interval_ms: is integer -1; expected a whole number from 0 to 9223372036854775807
-            agent.toml:18: postgrez: unknown key `postgrez`; did you mean `postgres`? allowed: cluster, node, member, postgres, peers, tls, gossip, raft, replication, router,
-                failover, http"#]],
+            agent.toml:17: postgres.probe_interval_ms: is integer -1; expected a whole number, 0 or more
+            agent.toml:18: postgrez: unknown key `postgrez`; did you mean `postgres`? allowed:
+                cluster, node, member, postgres, peers, tls, gossip, raft, replication,
+                router, failover, http"#]],
     );
 }
 
@@ -146,18 +148,19 @@ fn the_environment_overrides_and_is_named_in_errors() {
     refuses(
         "[postgres]\nport = 5433\n",
         &[
-            ("SYNAPSEDB_POSTGRES__PORT", "many"),
-            ("SYNAPSEDB_POSTGRES__LISTENS", "x"),
+            ("SYNAPSEDB_NODE__ID", "many"),
+            ("SYNAPSEDB_POSTGRES__PROT", "x"),
             ("SYNAPSEDB_MEMBER__ID", "2"),
         ],
         expect![[r#"
             environment SYNAPSEDB_MEMBER__ID: member: is no section, so that no key of it can be set; edit the file
-            environment SYNAPSEDB_POSTGRES__LISTENS: postgres.listens: unknown key `listens`; did you mean `listen`? allowed: mode, url, password_file, agent_role, role, role_verifier_file, database,
+            environment SYNAPSEDB_NODE__ID: node.id: is string "many"; expected a whole number from 0 to 65535
+            environment SYNAPSEDB_POSTGRES__PROT: postgres.prot: unknown key `prot`; did you mean `port`? allowed:
+                mode, url, password_file, agent_role, role, role_verifier_file, database,
                 bin_dir, data_dir, socket_dir, listen, port, log_file, os_user, cluster_name,
                 max_connections, shared_buffers_mb, settings, hba, replication_slots_min,
                 wal_senders_min, probe_interval_ms, probe_timeout_ms, probe_failures_max,
-                start_timeout_ms, stop_timeout_ms, retry_min_ms, retry_max_ms
-            environment SYNAPSEDB_POSTGRES__PORT: postgres.port: is string "many"; expected a whole number from 0 to 65535"#]],
+                start_timeout_ms, stop_timeout_ms, retry_min_ms, retry_max_ms"#]],
     );
 }
 
