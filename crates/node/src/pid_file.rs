@@ -1,5 +1,5 @@
-//! A file that is locked as long as its process lives, with the pid in it: at most one agent runs on a node's directory,
-//! and at most one supervisor on a cluster's.
+//! A file that is locked as long as its process lives, with the pid in it: at most one agent runs on a node's
+//! directory, and at most one supervisor on a cluster's.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;

@@ -70,11 +70,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub(super) fn check_file(file: &Path) -> Result<ExitCode> {
     match AgentConfig::load(file) {
         Ok(_) => {
-            println!("OK");
+            super::say("OK");
             Ok(ExitCode::SUCCESS)
         }
         Err(problems) => {
-            println!("{problems}");
+            super::say(format_args!("{problems}"));
             Ok(ExitCode::from(FAILURE))
         }
     }
@@ -87,13 +87,19 @@ fn check_server(config: &AgentConfig) -> Result<ExitCode> {
             let major =
                 std::fs::read_to_string(version).ok().and_then(|text| text.trim().parse().ok());
             let binaries = Binaries::find(config.postgres.bin_dir.as_deref(), major)?;
-            println!("OK: PostgreSQL {} in {}", binaries.major, binaries.dir.display());
+            super::say(format_args!(
+                "OK: PostgreSQL {} in {}",
+                binaries.major,
+                binaries.dir.display()
+            ));
         }
         Mode::Attached => {
             match super::runtime()?.block_on(postgres::check_once(&config.postgres)) {
-                Ok(facts) => println!("OK: PostgreSQL {} answers", facts.version / 10_000),
+                Ok(facts) => {
+                    super::say(format_args!("OK: PostgreSQL {} answers", facts.version / 10_000))
+                }
                 Err(problems) => {
-                    problems.iter().for_each(|problem| println!("{problem}"));
+                    problems.iter().for_each(|problem| super::say(format_args!("{problem}")));
                     return Ok(ExitCode::from(FAILURE));
                 }
             }

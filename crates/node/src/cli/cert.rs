@@ -42,7 +42,8 @@ pub(super) enum Command {
         #[arg(long = "host", value_name = "HOST")]
         hosts: Vec<String>,
         /// How long the certificate holds, in days
-        #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        #[arg(long, value_name = "DAYS", default_value_t = 365)]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
 }
@@ -52,12 +53,15 @@ pub(super) fn run(command: &Command) -> Result<ExitCode> {
         Command::Ca { out, name, cluster_id } => {
             let cluster_id = cluster_id.unwrap_or_else(Uuid::new_v4);
             authority::create_ca(out, name, cluster_id).context("cannot make the authority")?;
-            println!("{}: the authority of cluster {cluster_id}", out.display());
+            super::say(format_args!("{}: the authority of cluster {cluster_id}", out.display()));
         }
         Command::Issue { ca, out, cluster_id, node, hosts, days } => {
             authority::issue(ca, out, *cluster_id, *node, hosts, *days)
                 .with_context(|| format!("cannot make the certificate of node {node}"))?;
-            println!("{}: the certificate of node {node}, for {days} days", out.display());
+            super::say(format_args!(
+                "{}: the certificate of node {node}, for {days} days",
+                out.display()
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)

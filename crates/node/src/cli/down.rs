@@ -28,20 +28,20 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let data = arguments.data.path()?;
     let Some(cluster) = layout::find(&data)? else {
-        println!("There is no cluster in {}.", data.display());
+        super::say(format_args!("There is no cluster in {}.", data.display()));
         return Ok(ExitCode::SUCCESS);
     };
     if arguments.destroy && !arguments.yes {
         confirm(&data)?;
     }
     let stopped = stop(&cluster)?;
-    println!(
+    super::say(format_args!(
         "{}",
         if stopped { "The cluster is stopped." } else { "The cluster was not running." }
-    );
+    ));
     if arguments.destroy {
         destroy(&cluster)?;
-        println!("Removed {}.", data.display());
+        super::say(format_args!("Removed {}.", data.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

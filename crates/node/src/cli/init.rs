@@ -37,14 +37,14 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (cluster, _) = arguments.shape.find_or_make()?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&cluster.to_json())?);
+        super::say(serde_json::to_string_pretty(&cluster.to_json())?);
     } else {
-        println!(
+        super::say(format_args!(
             "{}: {} nodes, cluster {}",
             cluster.data.display(),
             cluster.nodes.len(),
             cluster.cluster_id
-        );
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -12,7 +12,7 @@ mod status;
 mod table;
 mod up;
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -121,7 +121,7 @@ pub fn main() -> ExitCode {
         Command::Cert(command) => cert::run(&command),
         Command::Supervise(data) => up::supervise(&data),
         Command::Version => {
-            println!("synapsedb {}", env!("CARGO_PKG_VERSION"));
+            say(format_args!("synapsedb {}", env!("CARGO_PKG_VERSION")));
             Ok(ExitCode::SUCCESS)
         }
     };
@@ -129,6 +129,11 @@ pub fn main() -> ExitCode {
         eprintln!("synapsedb: {error:#}");
         ExitCode::from(FAILURE)
     })
+}
+
+/// Prints a line. A reader that has gone (`… | head`) is no error.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Writes events to stderr. `SYNAPSEDB_LOG` chooses which: `info`, `debug`, `synapsedb::raft=trace,info`, …

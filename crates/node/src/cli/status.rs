@@ -76,7 +76,10 @@ pub(super) struct NodeReport {
     pub(super) http_port: u16,
     /// How the other nodes see it.
     pub(super) gossip: Option<String>,
-    pub(super) lag: Option<Value>,
+    /// How far the node may be behind the other nodes, in milliseconds: the worst of all origins.
+    pub(super) lag_ms: Option<u64>,
+    /// What keeps rows from arriving, a sentence per origin.
+    pub(super) stuck: Vec<String>,
     /// The answers as they came.
     pub(super) status: Option<Value>,
     pub(super) raft: Option<Value>,
@@ -87,8 +90,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let cluster = arguments.data.cluster()?;
     let report = ask(&cluster);
     match arguments.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Output::Table => println!("{}", table::render(&report)),
+        Output::Json => super::say(serde_json::to_string_pretty(&report)?),
+        Output::Table => super::say(table::render(&report)),
     }
     Ok(match report.verdict {
         Verdict::Healthy => ExitCode::SUCCESS,
@@ -118,7 +121,8 @@ fn ask_node(cluster: &Cluster, node: &Node) -> NodeReport {
     let raft: Option<Value> = json(node.ports.raft, "/raft/status");
     let members: Option<Value> = json(node.ports.gossip, "/gossip/members");
     let process = supervisor::running_agent(cluster, node);
-    let postgres = status.as_ref().and_then(|status| status.get("postgres"));
+    let postgres = status.as_ref().and_then(|status| component(status, "postgres"));
+    let lanes = status.as_ref().map(lanes).unwrap_or_default();
     NodeReport {
         id: node.id.get(),
         agent_pid: process.map(|process| process.pid()),
@@ -135,17 +139,33 @@ fn ask_node(cluster: &Cluster, node: &Node) -> NodeReport {
         postgres_port: node.ports.postgres,
         http_port: node.ports.raft,
         gossip: None,
-        lag: status.as_ref().and_then(lag),
+        lag_ms: lanes.iter().filter_map(|lane| number(lane, &["probe_age_ms"])).max(),
+        stuck: lanes.iter().filter_map(stuck).collect(),
         status,
         raft,
         members,
     }
 }
 
-/// The lag of the node's replication, by whichever name it is told.
-fn lag(status: &Value) -> Option<Value> {
-    let replication = status.get("replication")?;
-    ["lag_ms", "lag_bytes", "lag"].iter().find_map(|key| replication.get(key)).cloned()
+/// What a component said in `/status`.
+fn component<'s>(status: &'s Value, name: &str) -> Option<&'s Value> {
+    status.get("components")?.get(name)?.get("status")
+}
+
+/// The ways of the other nodes' rows to a node.
+fn lanes(status: &Value) -> Vec<Value> {
+    let lanes = component(status, "replication").and_then(|status| status.get("lanes")?.as_array());
+    lanes.cloned().unwrap_or_default()
+}
+
+/// Why rows of an origin do not arrive, if they do not.
+fn stuck(lane: &Value) -> Option<String> {
+    let origin = number(lane, &["origin"])?;
+    let state = text(lane.get("state")?)?;
+    let detail = ["detail", "fetch_error"].iter().find_map(|key| lane.get(key)?.as_str());
+    let detail = detail.map_or(String::new(), |detail| format!(": {detail}"));
+    matches!(state.as_str(), "blocked" | "clock_skew")
+        .then(|| format!("rows of node {origin} do not arrive ({state}){detail}"))
 }
 
 fn judge(cluster: &Cluster, mut nodes: Vec<NodeReport>) -> Report {
@@ -170,6 +190,9 @@ fn judge(cluster: &Cluster, mut nodes: Vec<NodeReport>) -> Report {
         .iter()
         .filter_map(|node| Some(format!("node {}: {}", node.id, node.reason.as_ref()?)))
         .collect();
+    for node in &nodes {
+        reasons.extend(node.stuck.iter().map(|stuck| format!("node {}: {stuck}", node.id)));
+    }
     let ready = nodes.iter().filter(|node| node.ready).count();
     if leader.is_none() {
         reasons.push("there is no raft leader".to_owned());
@@ -228,32 +251,16 @@ fn text(value: &Value) -> Option<String> {
     Some(value.as_str()?.to_lowercase())
 }
 
-/// What a node says it waits for.
+/// What a node that is not ready says it waits for: the first check that fails; what follows rests on it.
 pub(super) fn reason(body: &str) -> String {
-    let told = serde_json::from_str::<Value>(body).ok().and_then(|json| {
-        let told = ["reason", "message", "reasons", "waiting_for"]
-            .iter()
-            .find_map(|key| json.get(key).cloned())?;
-        Some(match told {
-            Value::String(text) => text,
-            Value::Array(list) => {
-                let words: Vec<String> = list
-                    .iter()
-                    .map(|item| item.as_str().map_or(item.to_string(), str::to_owned))
-                    .collect();
-                words.join("; ")
-            }
-            other => other.to_string(),
-        })
+    let json: Value = serde_json::from_str(body).unwrap_or_default();
+    let failed = json.get("checks").and_then(Value::as_array).and_then(|checks| {
+        let check = checks.iter().find(|check| check.get("ready") == Some(&Value::Bool(false)))?;
+        let name = check.get("name")?.as_str()?;
+        Some(format!("{name}: {}", check.get("reason")?.as_str()?))
     });
-    told.filter(|text| !text.is_empty()).unwrap_or_else(|| {
-        let line = body.lines().next().unwrap_or("").trim();
-        if line.is_empty() {
-            "it is not ready".to_owned()
-        } else {
-            line.chars().take(200).collect()
-        }
-    })
+    let told = || json.get("message")?.as_str().map(str::to_owned);
+    failed.or_else(told).unwrap_or_else(|| "it is not ready".to_owned())
 }
 
 /// Asks a port of this machine: status and body.

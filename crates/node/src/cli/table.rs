@@ -1,7 +1,6 @@
 //! The table of `synapsedb status`: at most one screen.
 
 use comfy_table::{Cell, Color, Table};
-use serde_json::Value;
 
 use super::status::{NodeReport, Report, Verdict};
 
@@ -42,7 +41,7 @@ fn nodes(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header([
-        "NODE", "AGENT", "READY", "POSTGRES", "PORT", "HTTP", "ROLE", "GOSSIP", "LAG",
+        "NODE", "AGENT", "READY", "POSTGRES", "PORT", "HTTP", "ROLE", "GOSSIP", "LAG MAX",
     ]);
     for node in &report.nodes {
         table.add_row(row(report, node));
@@ -67,11 +66,7 @@ fn row(report: &Report, node: &NodeReport) -> Vec<Cell> {
     };
     let version = node.postgres_version.filter(|version| *version > 0);
     let version = version.map_or(String::new(), |v| format!(" {}.{}", v / 10_000, v % 10_000));
-    let lag = match &node.lag {
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-        None => dash(),
-    };
+    let lag = node.lag_ms.map_or_else(dash, |lag| format!("{lag} ms"));
     vec![
         Cell::new(node.id),
         Cell::new(agent),

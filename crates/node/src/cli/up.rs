@@ -43,11 +43,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (cluster, made) = arguments.shape.find_or_make()?;
     let timeout = Duration::from_secs(arguments.timeout);
     if let Some(process) = supervisor::running(&cluster) {
-        println!(
+        super::say(format_args!(
             "The cluster in {} is already running (supervisor {}).",
             cluster.data.display(),
             process.pid()
-        );
+        ));
         return Ok(report(
             &cluster,
             wait_ready(&cluster, timeout, &Shutdown::new()),
@@ -105,7 +105,7 @@ fn foreground(cluster: &Cluster, timeout: Duration) -> Result<ExitCode> {
             code = report(cluster, ended, SUCCESS);
         }
         if ready && !stop.is_cancelled() {
-            println!("Ctrl-C stops the cluster.");
+            super::say(format_args!("Ctrl-C stops the cluster."));
             stop.cancelled().await;
         }
         stop.cancel();
@@ -251,7 +251,7 @@ fn ready(node: &Node) -> Result<(), String> {
 /// Prints the end of `up`.
 fn report(cluster: &Cluster, ended: Result<(), NotReady>, headline: &str) -> ExitCode {
     let Err(failed) = ended else {
-        println!("{headline}\n{}", endpoints::list(cluster));
+        super::say(format_args!("{headline}\n{}", endpoints::list(cluster)));
         return ExitCode::SUCCESS;
     };
     eprintln!("synapsedb: the cluster is not ready: {}", failed.reason);

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// How wide the lines of a list of allowed names get, in columns.
+const LIST_WIDTH: usize = 80;
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
@@ -90,7 +93,7 @@ pub(super) fn explain(message: &str) -> String {
             nearest(given, allowed).map_or(String::new(), |n| format!("did you mean `{n}`? "));
         let list = match allowed {
             [] => "no key is allowed here".to_owned(),
-            names => format!("allowed: {}", names.join(", ")),
+            names => format!("allowed:{}", wrapped(names)),
         };
         return format!("unknown {what} `{given}`; {hint}{list}");
     }
@@ -104,13 +107,29 @@ pub(super) fn explain(message: &str) -> String {
     format!("is {}; expected {}", given.replace('`', ""), in_words(expected))
 }
 
+/// The names: behind what was said when there is room, else below it in lines that a terminal shows whole.
+fn wrapped(names: &[&str]) -> String {
+    let all = names.join(", ");
+    if all.len() <= LIST_WIDTH {
+        return format!(" {all}");
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for name in names {
+        match lines.last_mut().filter(|line| line.len() + 2 + name.len() <= LIST_WIDTH) {
+            Some(line) => line.extend([", ", name]),
+            None => lines.push(format!("    {name}")),
+        }
+    }
+    format!("\n{}", lines.join(",\n"))
+}
+
 fn in_words(expected: &str) -> String {
     let whole = |max: &str| format!("a whole number from 0 to {max}");
     match expected {
         "u8" => whole("255"),
         "u16" => whole("65535"),
         "u32" => whole("4294967295"),
-        "u64" | "usize" => whole("9223372036854775807"),
+        "u64" | "usize" => "a whole number, 0 or more".to_owned(),
         "i32" | "i64" => "a whole number".to_owned(),
         "f32" | "f64" => "a number".to_owned(),
         "a boolean" => "true or false".to_owned(),

@@ -15,49 +15,8 @@ pub(super) fn text(cluster: &Cluster, node: &Node) -> String {
         .as_deref()
         .map_or(String::new(), |dir| format!("bin_dir = {}\n", quoted(dir)));
     let mut text = format!(
-        r#"# The agent of node {id}. Every key that is not here has its default; `synapsedb config check` this file.
-
-[cluster]
-id = "{cluster_id}"
-name = "{name}"
-
-[node]
-id = {id}
-data_dir = {data_dir}
-
-[postgres]
-mode = "managed"
-{bin_dir}data_dir = {pgdata}
-socket_dir = {socket_dir}
-listen = "127.0.0.1"
-port = {postgres}
-cluster_name = "{name}-{id}"
-password_file = {password_file}
-role_verifier_file = {verifier_file}
-log_file = {log_file}
-
-[peers]
-listen = "127.0.0.1:{peers}"
-
-[tls]
-ca = {ca}
-certificate = {certificate}
-key = {key}
-gossip_key = {gossip_key}
-
-[raft]
-dir = {raft_dir}
-
-[router]
-read_listen = "127.0.0.1:{read}"
-write_listen = "127.0.0.1:{write}"
-
-[http]
-raft = "127.0.0.1:{raft}"
-gossip = "127.0.0.1:{gossip}"
-deadlock = "127.0.0.1:{deadlock}"
-backup = "127.0.0.1:{backup}"
-"#,
+        include_str!("agent.toml.in"),
+        bin_dir = bin_dir,
         id = node.id,
         cluster_id = cluster.cluster_id,
         name = cluster.name,

@@ -184,7 +184,7 @@ pub fn load(data: &Path) -> Result<Cluster> {
     })?;
     if !cluster.complete {
         bail!(
-            "the making of the cluster in {} was interrupted; run `synapsedb up` or `synapsedb init` again to finish it",
+            "the making of the cluster in {} was interrupted; `synapsedb up` or `synapsedb init` finishes it",
             data.display()
         );
     }

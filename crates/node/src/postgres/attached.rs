@@ -1,39 +1,21 @@
 //! What a server that somebody else runs must be like, checked all at once.
 
-use super::connect::{Client, ConnectError, Host, connect, one_line};
+use synapsedb_pg::client::{Client, connect};
+use synapsedb_pg::{Error, ErrorKind};
+
+use super::Config;
 use super::probe::{Facts, Probe, probe};
-use super::{Config, Target};
 
 /// `server_version_num` of the oldest server that is supported.
 const VERSION_MIN: i32 = 150_000;
 
-/// Reads `postgresql://user[:password]@host[:port]/database`; a host that begins with `/` is a socket's directory.
+/// Reads `postgresql://user[:password]@host[:port]/database`.
 ///
 /// # Errors
 /// What is wrong with it, to be put behind the key's name.
-pub fn target(url: &str) -> Result<Target, String> {
-    let expected = "expected postgresql://user@host:port/database";
-    let config: tokio_postgres::Config = url
-        .parse()
-        .map_err(|error: tokio_postgres::Error| format!("is no url ({error}); {expected}"))?;
-    let host = match config.get_hosts() {
-        [tokio_postgres::config::Host::Tcp(host)] => Host::Tcp(host.clone()),
-        [tokio_postgres::config::Host::Unix(dir)] => Host::Unix(dir.clone()),
-        hosts => return Err(format!("names {} hosts instead of one; {expected}", hosts.len())),
-    };
-    let user = config.get_user().ok_or_else(|| format!("names no user; {expected}"))?;
-    let database = config.get_dbname().ok_or_else(|| format!("names no database; {expected}"))?;
-    let password = config.get_password().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-    Ok(Target {
-        host,
-        port: config.get_ports().first().copied().unwrap_or(5432),
-        user: user.to_owned(),
-        password,
-        database: database.to_owned(),
-        application_name: "synapsedb".to_owned(),
-        connect_timeout_ms: 2_000,
-        options: Vec::new(),
-    })
+pub fn target(url: &str) -> Result<synapsedb_pg::Config, String> {
+    synapsedb_pg::Config::from_url(url)
+        .map_err(|error| format!("{error}; expected postgresql://user@host:port/database"))
 }
 
 /// Checks an attached server once.
@@ -46,7 +28,10 @@ pub async fn check_once(config: &Config) -> Result<Facts, Vec<String>> {
 }
 
 /// [`check_once`] with a known target.
-pub(super) async fn check(config: &Config, target: &Target) -> Result<Facts, Vec<String>> {
+pub(super) async fn check(
+    config: &Config,
+    target: &synapsedb_pg::Config,
+) -> Result<Facts, Vec<String>> {
     let client = connect(target).await.map_err(|error| vec![explain(config, target, &error)])?;
     // Nothing else is asked of a server that may not know the answer.
     let version = number(&client).await.map_err(|why| vec![why])?;
@@ -73,18 +58,22 @@ pub(super) async fn check(config: &Config, target: &Target) -> Result<Facts, Vec
 
 async fn number(client: &Client) -> Result<i32, String> {
     let sql = "SELECT current_setting('server_version_num')::int";
-    client.query_one(sql, &[]).await.map(|row| row.get(0)).map_err(|error| one_line(&error))
+    client
+        .query_one(sql, &[])
+        .await
+        .map(|row| row.get(0))
+        .map_err(|error| Error::from(error).to_string())
 }
 
 async fn settings(
     config: &Config,
-    target: &Target,
+    target: &synapsedb_pg::Config,
     client: &Client,
 ) -> Result<Vec<String>, String> {
     let row = client
         .query_one(include_str!("attached.sql"), &[])
         .await
-        .map_err(|error| one_line(&error))?;
+        .map_err(|error| Error::from(error).to_string())?;
     let (wal_level, track): (String, String) = (row.get(0), row.get(1));
     let (slots, senders): (i32, i32) = (row.get(2), row.get(3));
     let superuser: Option<bool> = row.get(4);
@@ -119,39 +108,29 @@ async fn settings(
 }
 
 /// Why there is no session, and what to do.
-fn explain(config: &Config, target: &Target, error: &ConnectError) -> String {
+fn explain(config: &Config, target: &synapsedb_pg::Config, error: &Error) -> String {
     let at = target.address();
-    match error.sqlstate() {
-        Some("28P01") if target.password.is_none() => {
-            format!(
-                "{at} wants a password for the role {}; set postgres.password_file",
-                target.user
-            )
-        }
-        Some("28P01") => format!(
-            "{at} refuses the password of the role {}; correct {}",
-            target.user,
-            if config.password_file.as_os_str().is_empty() {
+    let user = &target.user;
+    match (error.kind(), error.sqlstate()) {
+        (ErrorKind::TooOld, _) => format!("{error}: upgrade it"),
+        (_, Some("28P01")) if target.password.is_some() => {
+            let wrong = if config.password_file.as_os_str().is_empty() {
                 "postgres.url".to_owned()
             } else {
                 format!("postgres.password_file ({})", config.password_file.display())
-            }
-        ),
-        Some("28000") => {
-            format!("{at} refuses the role {}: {error}; correct pg_hba.conf", target.user)
+            };
+            format!("{at} refuses the password of the role {user}; correct {wrong}")
         }
-        Some("3D000") => {
+        (_, Some("28000")) => format!("{at} refuses the role {user}: {error}; correct pg_hba.conf"),
+        (_, Some("3D000")) => {
+            let database = &target.database;
             format!(
-                "{at} has no database {0}: CREATE DATABASE \"{0}\", or correct postgres.url",
-                target.database
+                "{at} has no database {database}: CREATE DATABASE \"{database}\", or correct postgres.url"
             )
         }
-        _ if target.password.is_none() && error.to_string().contains("password missing") => {
-            format!(
-                "{at} wants a password for the role {}; set postgres.password_file",
-                target.user
-            )
+        (_, _) if target.password.is_none() && error.to_string().contains("password") => {
+            format!("{at} wants a password for the role {user}; set postgres.password_file")
         }
-        _ => format!("{at} cannot be reached: {error}"),
+        (_, _) => format!("{at} cannot be reached: {error}"),
     }
 }

@@ -53,8 +53,8 @@ impl Binaries {
         let seen =
             if seen.is_empty() { String::new() } else { format!("\nfound:\n{}", seen.join("\n")) };
         bail!(
-            "{needed} is not installed; install it (Debian, Ubuntu: apt install postgresql) or name the directory of its \
-             programs with --bin-dir or postgres.bin_dir{seen}"
+            "{needed} is not installed; install it (Debian, Ubuntu: apt install postgresql) or name the directory of \
+             its programs with --bin-dir or postgres.bin_dir{seen}"
         );
     }
 

@@ -2,15 +2,16 @@
 
 use anyhow::{Context as _, Result};
 
-use super::connect::{Client, connect, one_line};
-use super::{Config, Target};
+use synapsedb_pg::client::{Client, connect};
+
+use super::Config;
 
 /// Makes the role and the database on a managed server; what is there is left as it is.
 ///
 /// # Errors
 /// When the server refuses, or the role is missing and there is no verifier for it.
-pub(super) async fn ensure(config: &Config, target: &Target) -> Result<()> {
-    let client = connect(&target.in_database("postgres")).await?;
+pub(super) async fn ensure(config: &Config, target: &synapsedb_pg::Config) -> Result<()> {
+    let client = connect(&maintenance(target)).await?;
     if !exists(&client, "SELECT 1 FROM pg_roles WHERE rolname = $1", &config.role).await? {
         let verifier = verifier(config)?;
         let create = "SELECT format('CREATE ROLE %I LOGIN PASSWORD %L', $1::text, $2::text)";
@@ -25,6 +26,11 @@ pub(super) async fn ensure(config: &Config, target: &Target) -> Result<()> {
     Ok(())
 }
 
+/// The database that every server has from the start.
+pub(super) fn maintenance(target: &synapsedb_pg::Config) -> synapsedb_pg::Config {
+    synapsedb_pg::Config { database: "postgres".to_owned(), ..target.clone() }
+}
+
 fn verifier(config: &Config) -> Result<String> {
     let file = config.role_verifier_file.as_ref().with_context(|| {
         format!("there is no role `{}`; make it, or set postgres.role_verifier_file", config.role)
@@ -35,17 +41,12 @@ fn verifier(config: &Config) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-async fn exists(client: &Client, sql: &str, name: &str) -> Result<bool> {
-    let row =
-        client.query_opt(sql, &[&name]).await.map_err(|error| anyhow::anyhow!(one_line(&error)))?;
-    Ok(row.is_some())
+async fn exists(client: &Client, sql: &str, name: &str) -> synapsedb_pg::Result<bool> {
+    Ok(client.query_opt(sql, &[&name]).await?.is_some())
 }
 
 /// Has the server quote the names, and runs what it made of them.
-async fn run(client: &Client, sql: &str, first: &str, second: &str) -> Result<()> {
-    let made = async {
-        let statement: String = client.query_one(sql, &[&first, &second]).await?.get(0);
-        client.batch_execute(&statement).await
-    };
-    made.await.map_err(|error| anyhow::anyhow!(one_line(&error)))
+async fn run(client: &Client, sql: &str, first: &str, second: &str) -> synapsedb_pg::Result<()> {
+    let statement: String = client.query_one(sql, &[&first, &second]).await?.get(0);
+    Ok(client.batch_execute(&statement).await?)
 }

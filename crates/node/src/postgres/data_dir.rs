@@ -193,7 +193,9 @@ fn conf(config: &Config) -> String {
 
 /// Who may connect: the agent's superuser from this machine only, everybody else with SCRAM.
 fn hba(config: &Config) -> String {
-    let mut text = "# Written by the SynapseDB agent at every start: set postgres.hba in agent.toml instead.\n".to_owned();
+    let mut text =
+        "# Written by the SynapseDB agent at every start: set postgres.hba in agent.toml.\n"
+            .to_owned();
     let agent = format!("\"{}\"", config.agent_role);
     let mut rule = |line: String| {
         text.push_str(&line);

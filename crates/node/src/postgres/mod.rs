@@ -7,7 +7,6 @@
 mod attached;
 mod binaries;
 mod bootstrap;
-mod connect;
 mod data_dir;
 mod os_user;
 mod password;
@@ -23,11 +22,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use synapsedb_pg::Host;
 use tokio::sync::watch;
 
 pub use attached::{check_once, target as attached_target};
 pub use binaries::Binaries;
-pub use connect::{Client, Host, Target, connect};
 pub use os_user::OsUser;
 pub use password::{has_default_password, verifier};
 pub use probe::Facts;
@@ -234,7 +233,7 @@ impl Metrics {
 pub struct Handle {
     mode: Mode,
     health: watch::Receiver<Health>,
-    local: Arc<Target>,
+    local: Arc<synapsedb_pg::Config>,
 }
 
 impl Handle {
@@ -245,7 +244,7 @@ impl Handle {
 
     /// How the agent's superuser reaches the replicated database.
     pub fn local(&self) -> synapsedb_pg::Config {
-        self.local.pg()
+        (*self.local).clone()
     }
 
     /// Returns when the server takes sessions, or when `stop` is cancelled.
@@ -287,7 +286,7 @@ pub fn new(config: Config, registry: &mut Registry) -> Result<(Handle, Task)> {
 }
 
 /// How the agent's superuser reaches the replicated database.
-fn target(config: &Config) -> Result<Target> {
+fn target(config: &Config) -> Result<synapsedb_pg::Config> {
     let password = || -> Result<Option<String>> {
         if config.password_file.as_os_str().is_empty() {
             return Ok(None);
@@ -307,15 +306,14 @@ fn target(config: &Config) -> Result<Target> {
             }
             Ok(target)
         }
-        _ => Ok(Target {
+        _ => Ok(synapsedb_pg::Config {
             host: Host::Unix(config.socket_dir.clone()),
             port: config.port,
             user: config.agent_role.clone(),
             password: password()?,
             database: config.database.clone(),
-            application_name: "synapsedb".to_owned(),
             connect_timeout_ms: config.probe_timeout_ms,
-            options: Vec::new(),
+            ..synapsedb_pg::Config::default()
         }),
     }
 }

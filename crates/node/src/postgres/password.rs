@@ -4,9 +4,12 @@ use std::num::NonZeroU32;
 
 use super::{Config, DEFAULT_PASSWORD};
 
+/// PostgreSQL's own default of `scram_iterations`.
+const ITERATIONS: u32 = 4096;
+
 /// The verifier of a password, with a salt of its own, as `CREATE ROLE … PASSWORD` takes it.
 pub fn verifier(password: &str) -> String {
-    postgres_protocol::password::scram_sha_256(password.as_bytes())
+    synapsedb_pg::scram::verifier(password, rand::random(), ITERATIONS)
 }
 
 /// Whether the configured verifier is that of the default password. No, when there is none or it cannot be read.

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::Target;
-use super::connect::{connect, one_line};
+use synapsedb_pg::client::connect;
 
 /// The server is starting, stopping or recovering.
 const CANNOT_CONNECT_NOW: &str = "57P03";
@@ -35,7 +34,7 @@ pub(super) enum Probe {
 }
 
 /// Opens a session and asks, within `timeout_ms`.
-pub(super) async fn probe(target: &Target, timeout_ms: u64) -> Probe {
+pub(super) async fn probe(target: &synapsedb_pg::Config, timeout_ms: u64) -> Probe {
     let ask = async {
         let client = match connect(target).await {
             Ok(client) => client,
@@ -53,7 +52,7 @@ pub(super) async fn probe(target: &Target, timeout_ms: u64) -> Probe {
                 postmaster_started: row.get(1),
                 system_identifier: row.get(2),
             }),
-            Err(error) => Probe::Failed(one_line(&error)),
+            Err(error) => Probe::Failed(synapsedb_pg::Error::from(error).to_string()),
         }
     };
     let timeout = Duration::from_millis(timeout_ms);

@@ -155,6 +155,10 @@ fn running(data_dir: &Path) -> Option<Running> {
     })
 }
 
+/// What sessions log when the server ends: never the reason of its end.
+const CONSEQUENCES: [&str; 3] =
+    ["terminating connection", "connection to client lost", "the database system is"];
+
 /// What the log says, since `from`, that ended the server: the last fatal message and its hint.
 fn last_words(log_file: &Path, from: u64) -> Option<String> {
     let mut file = std::fs::File::open(log_file).ok()?;
@@ -166,7 +170,8 @@ fn last_words(log_file: &Path, from: u64) -> Option<String> {
     let said = |line: &str| -> Option<String> {
         ["FATAL:", "PANIC:", "HINT:"].iter().find_map(|level| {
             let (_, message) = line.split_once(level)?;
-            Some(message.trim().to_owned())
+            let told = !CONSEQUENCES.iter().any(|known| message.trim().starts_with(known));
+            told.then(|| message.trim().to_owned())
         })
     };
     let words: Vec<String> = text.lines().filter_map(said).collect();

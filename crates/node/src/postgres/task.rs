@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::probe::{Facts, Probe, probe};
 use super::server::Server;
-use super::{Config, Health, Metrics, Mode, OsUser, State, Target, attached, bootstrap, data_dir};
+use super::{Config, Health, Metrics, Mode, OsUser, State, attached, bootstrap, data_dir};
 use crate::tasks::Shutdown;
 
 /// How often a server that is starting is asked.
@@ -19,7 +19,7 @@ const STABLE: Duration = Duration::from_secs(30);
 /// Runs the component.
 pub struct Task {
     config: Config,
-    target: Arc<Target>,
+    target: Arc<synapsedb_pg::Config>,
     health: watch::Sender<Health>,
     metrics: Metrics,
 }
@@ -39,7 +39,7 @@ enum End {
 impl Task {
     pub(super) fn new(
         config: Config,
-        target: Arc<Target>,
+        target: Arc<synapsedb_pg::Config>,
         health: watch::Sender<Health>,
         metrics: Metrics,
     ) -> Self {
@@ -151,7 +151,7 @@ impl Task {
     async fn ask(&self, wait: Duration, made: bool) -> Probe {
         tokio::time::sleep(wait).await;
         if !made {
-            let maintenance = self.target.in_database("postgres");
+            let maintenance = bootstrap::maintenance(&self.target);
             match probe(&maintenance, self.config.probe_timeout_ms).await {
                 Probe::Alive(_) => {}
                 other => return other,

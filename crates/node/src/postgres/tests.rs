@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use synapsedb_pg::client::connect;
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -96,7 +97,7 @@ impl Running {
     }
 }
 
-async fn text(target: &Target, sql: &str) -> String {
+async fn text(target: &synapsedb_pg::Config, sql: &str) -> String {
     connect(target).await.unwrap().query_one(sql, &[]).await.unwrap().get(0)
 }
 
@@ -113,7 +114,7 @@ async fn a_managed_server_is_made_killed_adopted_and_stopped() {
     let sql = "SELECT rolpassword FROM pg_authid WHERE rolname = 'synapsedb' AND NOT rolsuper AND NOT rolcreatedb";
     let verifier_file = node.config.role_verifier_file.clone().unwrap();
     assert_eq!(text(&local, sql).await, std::fs::read_to_string(verifier_file).unwrap());
-    let tcp = Target {
+    let tcp = synapsedb_pg::Config {
         host: Host::Tcp("127.0.0.1".to_owned()),
         user: "synapsedb".to_owned(),
         password: Some("synapsedb".to_owned()),
