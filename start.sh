@@ -50,6 +50,7 @@ main() {
         esac
         shift
     done
+    # shellcheck disable=SC2119
     prepare_postgres
     build
     cd "$ROOT"
