@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A node of the cluster: one agent and the PostgreSQL server beside it. Small (1 to [`NodeId::MAX`]), stable, never
 /// reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u16", into = "u16")]
 pub struct NodeId(u16);
 
 impl NodeId {
@@ -55,6 +55,12 @@ impl TryFrom<u16> for NodeId {
 
     fn try_from(number: u16) -> Result<Self, Self::Error> {
         Self::new(number).ok_or_else(|| NotANodeId(number.to_string()))
+    }
+}
+
+impl From<NodeId> for u16 {
+    fn from(node: NodeId) -> Self {
+        node.0
     }
 }
 

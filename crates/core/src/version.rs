@@ -118,3 +118,79 @@ pub struct RowVersion {
     /// Its commit LSN there.
     pub lsn: Lsn,
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn vectors() -> impl Strategy<Value = VersionVector> {
+        proptest::collection::btree_map(1u16..=3, 0u64..4, 0..=3).prop_map(|entries| {
+            let entry = |(number, lsn)| (NodeId::new(number).unwrap(), Lsn(lsn));
+            entries.into_iter().map(entry).collect()
+        })
+    }
+
+    fn merged(a: &VersionVector, b: &VersionVector) -> VersionVector {
+        let mut both = a.clone();
+        both.merge(b);
+        both
+    }
+
+    #[test]
+    fn an_entry_only_rises_and_zero_is_no_entry() {
+        let node = NodeId::new(2).unwrap();
+        let mut vector = VersionVector::new();
+        assert!(!vector.advance(node, Lsn::ZERO) && vector.is_empty());
+        assert!(vector.advance(node, Lsn(5)) && !vector.advance(node, Lsn(4)));
+        assert_eq!((vector.get(node), vector.len()), (Lsn(5), 1));
+        assert_eq!(vector.to_string(), "{2: 0/5}");
+    }
+
+    proptest! {
+        #[test]
+        fn merge_is_commutative_associative_and_idempotent(
+            a in vectors(), b in vectors(), c in vectors(),
+        ) {
+            prop_assert_eq!(merged(&a, &b), merged(&b, &a));
+            prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
+            prop_assert_eq!(merged(&a, &a), a);
+        }
+
+        #[test]
+        fn covers_is_a_partial_order(a in vectors(), b in vectors(), c in vectors()) {
+            prop_assert!(a.covers(&a));
+            prop_assert!(!(a.covers(&b) && b.covers(&a)) || a == b);
+            prop_assert!(!(a.covers(&b) && b.covers(&c)) || a.covers(&c));
+        }
+
+        #[test]
+        fn the_merge_is_the_least_vector_that_covers_both(
+            a in vectors(), b in vectors(), c in vectors(),
+        ) {
+            let both = merged(&a, &b);
+            prop_assert!(both.covers(&a) && both.covers(&b));
+            prop_assert!(!(c.covers(&a) && c.covers(&b)) || c.covers(&both));
+            prop_assert_eq!(a.covers(&b), both == a);
+        }
+
+        #[test]
+        fn compare_agrees_with_its_mirror(a in vectors(), b in vectors()) {
+            let mirror = match b.compare(&a) {
+                Causality::Equal => Causality::Equal,
+                Causality::Before => Causality::After,
+                Causality::After => Causality::Before,
+                Causality::Concurrent => Causality::Concurrent,
+            };
+            prop_assert_eq!(a.compare(&b), mirror);
+        }
+
+        #[test]
+        fn json_round_trips(a in vectors()) {
+            let json = serde_json::to_string(&a).unwrap();
+            prop_assert_eq!(serde_json::from_str::<VersionVector>(&json).unwrap(), a);
+        }
+    }
+}

@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The one binary: the agent and the command line.
+
+fn main() -> std::process::ExitCode {
+    synapsedb::cli::main()
+}

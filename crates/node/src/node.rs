@@ -1,1 +1,182 @@
-//! stub
+//! The wiring of the agent: every component, in order, on one page. A component holds no handle of a later one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use synapsedb_core::state::Addresses;
+use tokio::sync::watch;
+
+use crate::config::AgentConfig;
+use crate::failover::Registration;
+use crate::http::{self, Parts, Port, StatusSource};
+use crate::tasks::{Shutdown, Tasks};
+use crate::{failover, gossip, metrics, peers, postgres, raft, replication, router, tls};
+
+/// Runs the agent until `stop` is cancelled or a component fails.
+///
+/// # Errors
+/// What kept a component from starting, or the error of the first one that failed. The data is untouched by either:
+/// the next start is the recovery.
+pub async fn run(config: AgentConfig, stop: Shutdown) -> Result<()> {
+    let identity = config.identity()?;
+    let addresses = config.peer_addresses();
+    let own = config.own_member().cloned().context("node.id has no [[member]] table")?;
+    let grace = Duration::from_millis(config.node.stop_timeout_ms);
+    let mut registry = metrics::registry();
+    let mut tasks = Tasks::new(stop);
+
+    // The server beside this agent. It needs nobody, and starting it takes longest.
+    let (postgres, task) = postgres::new(config.postgres, &mut registry)?;
+    tasks.spawn("postgres", |stop| task.run(stop));
+
+    // Who we are, and whom we believe.
+    let tls = tls::load(&config.tls, &identity)?;
+
+    // The only way to other agents.
+    let (peers, task) =
+        peers::new(config.peers, identity.clone(), addresses.clone(), &tls, &mut registry)?;
+    tasks.spawn("peers", |stop| task.run(stop));
+
+    // Who is alive: evidence, never a decision.
+    let (gossip, task) =
+        gossip::new(config.gossip, identity.clone(), addresses.clone(), &tls, &mut registry)?;
+    tasks.spawn("gossip", |stop| task.run(stop));
+
+    // What the cluster intends: the only decisions.
+    let (raft, task) =
+        raft::new(config.raft, identity.clone(), addresses, peers.clone(), &mut registry).await?;
+    tasks.spawn("raft", |stop| task.run(stop));
+
+    // The rows.
+    let (replication, task) = replication::new(
+        config.replication,
+        identity.clone(),
+        peers,
+        gossip.clone(),
+        raft.clone(),
+        postgres.clone(),
+        &mut registry,
+    )?;
+    tasks.spawn("replication", |stop| task.run(stop));
+
+    // This node's entry among the members, and which node takes the writes.
+    let addresses = Addresses { peers: own.peers, postgres: own.postgres, http: own.http };
+    let (registration, task) = registration(addresses, &postgres);
+    tasks.spawn("registration", |stop| task.run(stop));
+    let (failover, task) = failover::new(
+        config.failover,
+        identity.clone(),
+        &raft,
+        &gossip,
+        registration,
+        &mut registry,
+    );
+    tasks.spawn("failover", |stop| task.run(stop));
+
+    // Where applications connect.
+    let acceptor = Some(tls.client_acceptor());
+    let (router, task) =
+        router::new(config.router, &identity, &raft, &gossip, acceptor, &mut registry)?;
+    tasks.spawn("router", |stop| task.run(stop));
+
+    // Where people and programs look.
+    let parts = Parts {
+        identity,
+        routes: vec![
+            (Port::Raft, raft::api::routes(raft.clone())),
+            (Port::Raft, replication::api::routes(replication.clone())),
+            (Port::Gossip, gossip::api::routes(gossip.clone())),
+        ],
+        documents: vec![
+            raft::api::document(),
+            replication::api::document(),
+            gossip::api::document(),
+        ],
+        registry: Arc::new(registry),
+        ready: readiness(&postgres, &raft, &replication),
+        status: vec![
+            ("postgres", source(move || postgres.status())),
+            ("gossip", source(move || gossip.status())),
+            ("raft", source(move || raft.status())),
+            ("replication", source(move || replication.status())),
+            ("failover", source(move || failover.status())),
+            ("router", source(move || router.status())),
+        ],
+    };
+    let (_http, task) = http::new(config.http, parts)?;
+    tasks.spawn("http", |stop| task.run(stop));
+
+    tasks.run(grace).await
+}
+
+/// What must hold before this node counts as ready, in the order in which a person would look.
+fn readiness(
+    postgres: &postgres::Handle,
+    raft: &raft::Handle,
+    replication: &replication::Handle,
+) -> http::Readiness {
+    let (postgres, raft, replication) = (postgres.clone(), raft.clone(), replication.clone());
+    Arc::new(move || {
+        let server = match &postgres.health().borrow().state {
+            postgres::State::Ready => None,
+            postgres::State::Starting => Some("the server is starting".to_owned()),
+            postgres::State::Down { reason } => Some(reason.clone()),
+        };
+        let leader = raft.leader().is_none().then(|| "no leader is known".to_owned());
+        let primary =
+            raft.state().primary.is_none().then(|| "no primary has been appointed".to_owned());
+        [
+            ("postgres", server),
+            ("raft", leader),
+            ("primary", primary),
+            ("replication", replication.not_ready()),
+        ]
+        .map(|(name, reason)| http::ReadyCheck { name, ready: reason.is_none(), reason })
+        .into()
+    })
+}
+
+fn source<S: serde::Serialize>(status: impl Fn() -> S + Send + Sync + 'static) -> StatusSource {
+    Arc::new(move || {
+        serde_json::to_value(status())
+            .unwrap_or_else(|error| serde_json::json!({ "error": error.to_string() }))
+    })
+}
+
+/// Tells the members table of the server's version and identity as soon as they are known.
+struct RegistrationTask {
+    health: watch::Receiver<postgres::Health>,
+    told: watch::Sender<Registration>,
+}
+
+fn registration(
+    addresses: Addresses,
+    postgres: &postgres::Handle,
+) -> (watch::Receiver<Registration>, RegistrationTask) {
+    let known = Registration { addresses, ..Registration::default() };
+    let (told, registration) = watch::channel(known);
+    (registration, RegistrationTask { health: postgres.health(), told })
+}
+
+impl RegistrationTask {
+    async fn run(mut self, stop: Shutdown) -> Result<()> {
+        loop {
+            let health = self.health.borrow_and_update().clone();
+            self.told.send_if_modified(|told| {
+                let news = health.version != 0
+                    && (told.postgres_version, &told.system_identifier)
+                        != (health.version, &health.system_identifier);
+                if news {
+                    told.postgres_version = health.version;
+                    told.system_identifier = health.system_identifier;
+                }
+                news
+            });
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = self.health.changed() => changed.context("the server's health is gone")?,
+            }
+        }
+    }
+}

@@ -1,5 +1,183 @@
-//! stub
-/// The limits and addresses of this component.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+//! Rows between nodes: reads the local WAL once, spools it, serves it to the peers, and applies theirs exactly once.
+//!
+//! **Runs on:** every node. **Invariant:** every transaction is applied exactly once, in its origin's commit order, and
+//! only after everything that it had seen; progress commits in the transaction whose rows it describes.
+//!
+//! The path of a row: local WAL → [`publish`] → own [`spool`] → [`serve`] → (mTLS) → [`fetch`] → the peer's spool of
+//! this origin → [`apply`]. The spools of all origins lie on every node, so a peer can hand on what a dead origin sent.
+
+pub mod api;
+pub mod apply;
+mod bootstrap;
+pub mod ddl;
+mod fetch;
+mod metrics;
+mod probe;
+mod progress;
+mod publish;
+mod serve;
+pub mod spool;
+mod status;
+mod task;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use synapsedb_core::ids::{Incarnation, NodeId};
+
+use crate::layout::Identity;
+use crate::{gossip, peers, postgres, raft};
+
+pub use progress::Applied;
+pub use status::{LaneState, Status};
+pub use task::Task;
+
+/// The limits of replication.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {}
+pub struct Config {
+    /// Where the spools lie; one directory per origin and incarnation.
+    pub spool_dir: PathBuf,
+    /// The limits of each spool.
+    pub spool: spool::Config,
+    /// How often written spool is made durable and the slot is confirmed.
+    pub sync_interval_ms: u64,
+    /// Transactions in flight to the local server before the applier waits for the first of them.
+    pub apply_window: usize,
+    /// Bytes of statements in flight before the applier waits.
+    pub apply_window_bytes: usize,
+    /// Rows that one bulk INSERT carries at most.
+    pub apply_batch_rows: usize,
+    /// How far a peer's clock may be ahead before its transactions are held back with an alarm.
+    pub clock_skew_max_ms: u64,
+    /// How often the probe row is written: the resolution of the lag in seconds.
+    pub probe_interval_ms: u64,
+    /// How long a spool stream may be silent before it is opened anew.
+    pub stream_timeout_ms: u64,
+    /// The first and the longest wait before something that failed is tried again.
+    pub retry_min_ms: u64,
+    /// See [`Config::retry_min_ms`].
+    pub retry_max_ms: u64,
+    /// Sequences step by this many times their increment, so that the nodes' values never meet. At least the number
+    /// of nodes; it cannot be changed later.
+    pub sequence_stride: u16,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            spool_dir: PathBuf::new(),
+            spool: spool::Config::default(),
+            sync_interval_ms: 50,
+            apply_window: 256,
+            apply_window_bytes: 1 << 20,
+            apply_batch_rows: 1000,
+            clock_skew_max_ms: 500,
+            probe_interval_ms: 2000,
+            stream_timeout_ms: 5000,
+            retry_min_ms: 50,
+            retry_max_ms: 2000,
+            sequence_stride: NodeId::MAX,
+        }
+    }
+}
+
+/// Reads what replication is doing.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+/// What the loops of this component share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) identity: Identity,
+    pub(crate) peers: peers::Handle,
+    pub(crate) gossip: gossip::Handle,
+    pub(crate) raft: raft::Handle,
+    pub(crate) postgres: postgres::Handle,
+    pub(crate) applied: Applied,
+    pub(crate) spools: spools::Spools,
+    pub(crate) status: status::Board,
+    pub(crate) metrics: metrics::Metrics,
+    /// Another one at every start of the agent; written into the probe row.
+    pub(crate) boot: uuid::Uuid,
+}
+
+mod spools;
+
+impl Handle {
+    /// What every part of replication is doing now.
+    pub fn status(&self) -> Status {
+        status::collect(&self.shared)
+    }
+
+    /// Why this node is not ready, or nothing: replication must run and every live member's probe must have arrived.
+    pub fn not_ready(&self) -> Option<String> {
+        status::not_ready(&self.shared)
+    }
+
+    /// What has been applied here of every origin.
+    pub fn applied(&self) -> &Applied {
+        &self.shared.applied
+    }
+}
+
+/// Makes the component. Nothing runs before [`Task::run`].
+///
+/// # Errors
+/// The spool directory cannot be made, or this node's own spool is corrupt or of another cluster.
+pub fn new(
+    config: Config,
+    identity: Identity,
+    peers: peers::Handle,
+    gossip: gossip::Handle,
+    raft: raft::Handle,
+    postgres: postgres::Handle,
+    registry: &mut prometheus_client::registry::Registry,
+) -> Result<(Handle, Task)> {
+    let spools = spools::Spools::new(&config, &identity)?;
+    let shared = Arc::new(Shared {
+        config,
+        identity,
+        peers,
+        gossip,
+        raft,
+        postgres,
+        applied: Applied::default(),
+        spools,
+        status: status::Board::default(),
+        metrics: metrics::Metrics::register(registry),
+        boot: uuid::Uuid::new_v4(),
+    });
+    Ok((Handle { shared: shared.clone() }, Task::new(shared)))
+}
+
+/// The name of the replication origin, and of the slot, that belongs to a life of a node. Both are cluster-wide names
+/// of at most 63 bytes in PostgreSQL's alphabet for slots.
+pub(crate) fn origin_name(node: NodeId, incarnation: Incarnation) -> String {
+    format!("synapsedb_{node}_{incarnation}")
+}
+
+/// The node and life of which `name` is the origin, or `None` for an origin that is not ours.
+pub(crate) fn parse_origin_name(name: &str) -> Option<(NodeId, Incarnation)> {
+    let (node, incarnation) = name.strip_prefix("synapsedb_")?.split_once('_')?;
+    Some((node.parse().ok()?, Incarnation(incarnation.parse().ok()?)))
+}
+
+/// The active members of the cluster but this one, with the life of their data.
+pub(crate) fn other_members(shared: &Shared) -> BTreeMap<NodeId, Incarnation> {
+    let state = shared.raft.state();
+    let active = |member: &synapsedb_core::state::Member| {
+        member.status == synapsedb_core::state::MemberStatus::Active
+    };
+    state
+        .members
+        .iter()
+        .filter(|(node, member)| **node != shared.identity.node && active(member))
+        .map(|(node, member)| (*node, member.incarnation))
+        .collect()
+}

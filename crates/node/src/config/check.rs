@@ -1,0 +1,165 @@
+//! What serde cannot check: required keys, ranges, the member list, and addresses that must not be public.
+
+use std::net::{IpAddr, SocketAddr};
+
+use synapsedb_core::ids::NodeId;
+
+use super::AgentConfig;
+use super::document::Document;
+use super::problem::{Place, Problems};
+use crate::postgres::{self, Mode};
+
+/// Adds a problem for every required key that is not there.
+pub(super) fn required(document: &Document<'_>, problems: &mut Problems) {
+    let keys = [
+        ("cluster.id", "the cluster's UUID, the same on all nodes"),
+        ("node.id", "this node's number, 1 to 16"),
+        ("node.data_dir", "the node's directory, an absolute path"),
+        ("member", "one [[member]] table for every node of the cluster, this one included"),
+    ];
+    for (key, what) in keys {
+        if document.place_of(key).is_none() {
+            problems.add(Place::File, key, format!("is missing; set it to {what}"));
+        }
+    }
+}
+
+/// Adds a problem for every value out of its range and for everything wrong with the member list.
+pub(super) fn ranges(config: &AgentConfig, document: &Document<'_>, problems: &mut Problems) {
+    let mut check = Check { document, problems };
+    check.within("node.id", u64::from(config.node.id), 1, u64::from(NodeId::MAX));
+    check.within("node.stop_timeout_ms", config.node.stop_timeout_ms, 100, 3_600_000);
+    if !config.node.data_dir.is_absolute() {
+        check.refuse("node.data_dir", "is not an absolute path; write it with a leading /");
+    }
+    if config.cluster.id.is_nil() {
+        check.refuse("cluster.id", "is the nil UUID; every cluster has its own");
+    }
+    check.members(config);
+    check.postgres(&config.postgres);
+}
+
+struct Check<'a, 'i> {
+    document: &'a Document<'i>,
+    problems: &'a mut Problems,
+}
+
+impl Check<'_, '_> {
+    /// A value that is not in the file is a default or was refused before, and not refused again.
+    fn refuse(&mut self, path: &str, text: impl Into<String>) {
+        if let Some(place) = self.document.place_of(path) {
+            self.problems.add(place, path, text);
+        }
+    }
+
+    fn within(&mut self, path: &str, value: u64, min: u64, max: u64) {
+        if !(min..=max).contains(&value) {
+            self.refuse(path, format!("is {value}; allowed: a whole number from {min} to {max}"));
+        }
+    }
+
+    fn members(&mut self, config: &AgentConfig) {
+        for (index, member) in config.member.iter().enumerate() {
+            let path = format!("member.{index}");
+            if NodeId::new(member.id).is_none() {
+                let text = format!("has id {}; allowed: 1 to {}", member.id, NodeId::MAX);
+                self.refuse(&path, text);
+            }
+            if config.member[..index].iter().any(|other| other.id == member.id) {
+                self.refuse(&path, format!("has the id {} of another member", member.id));
+            }
+            let addresses =
+                [("peers", &member.peers), ("postgres", &member.postgres), ("http", &member.http)];
+            for (key, address) in addresses {
+                if address.is_empty() {
+                    self.refuse(&path, format!("has no `{key}`; set it to host:port"));
+                } else if !is_host_port(address) {
+                    let text = format!("is \"{address}\"; expected host:port");
+                    self.refuse(&format!("{path}.{key}"), text);
+                }
+            }
+        }
+        if !config.member.is_empty() && config.node.id > 0 && config.own_member().is_none() {
+            let text =
+                format!("there is no [[member]] with the id {} of this node", config.node.id);
+            self.refuse("member", text);
+        }
+    }
+
+    fn postgres(&mut self, config: &postgres::Config) {
+        self.within("postgres.port", u64::from(config.port), 1, 65_535);
+        self.within("postgres.max_connections", u64::from(config.max_connections), 20, 262_143);
+        self.within("postgres.shared_buffers_mb", config.shared_buffers_mb, 1, 1_048_576);
+        self.within("postgres.probe_interval_ms", config.probe_interval_ms, 50, 60_000);
+        self.within("postgres.probe_timeout_ms", config.probe_timeout_ms, 50, 60_000);
+        self.within("postgres.start_timeout_ms", config.start_timeout_ms, 1_000, 3_600_000);
+        self.within("postgres.stop_timeout_ms", config.stop_timeout_ms, 100, 3_600_000);
+        self.within("postgres.retry_min_ms", config.retry_min_ms, 10, 60_000);
+        self.within("postgres.retry_max_ms", config.retry_max_ms, config.retry_min_ms, 600_000);
+        match (config.mode, &config.url) {
+            (Mode::Attached, None) => {
+                let text = "is \"attached\", but there is no postgres.url to attach to; \
+                            set it to postgresql://user@host:port/database";
+                self.refuse("postgres.mode", text);
+            }
+            (Mode::Managed, Some(_)) => {
+                let text = "is for mode = \"attached\" only; set the mode or remove the url";
+                self.refuse("postgres.url", text);
+            }
+            (Mode::Attached, Some(url)) => {
+                if let Err(why) = postgres::attached_target(url) {
+                    self.refuse("postgres.url", why);
+                }
+            }
+            (Mode::Managed, None) => {}
+        }
+    }
+}
+
+/// Refuses listen addresses that others can reach while the role still has the password everybody knows.
+pub(super) fn public_addresses(config: &AgentConfig, problems: &mut Problems) {
+    if !postgres::has_default_password(&config.postgres) {
+        return;
+    }
+    let Ok(tree) = toml::Value::try_from(config) else { return };
+    for section in ["postgres", "router", "http"] {
+        let Some(table) = tree.get(section).and_then(toml::Value::as_table) else { continue };
+        for (key, value) in table {
+            let Some(address) = value.as_str() else { continue };
+            if !is_listen(key) && (section != "http" || !is_host_port(address)) {
+                continue;
+            }
+            if !is_loopback(address) {
+                let text = format!(
+                    "listens on {address}, which others can reach, but the role `{}` still has the default \
+                     password; start the cluster with POSTGRES_PASSWORD set, or listen on 127.0.0.1",
+                    config.postgres.role
+                );
+                problems.add(Place::File, format!("{section}.{key}"), text);
+            }
+        }
+    }
+}
+
+fn is_listen(key: &str) -> bool {
+    key == "listen" || key.ends_with("_listen")
+}
+
+fn is_host_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+/// Whether all addresses of a comma-separated list (each with or without a port) stay on this machine.
+fn is_loopback(addresses: &str) -> bool {
+    addresses.split(',').map(str::trim).filter(|address| !address.is_empty()).all(|address| {
+        if let Ok(address) = address.parse::<SocketAddr>() {
+            return address.ip().is_loopback();
+        }
+        if let Ok(address) = address.parse::<IpAddr>() {
+            return address.is_loopback();
+        }
+        address.rsplit_once(':').map_or(address, |(host, _)| host) == "localhost"
+    })
+}

@@ -1,0 +1,99 @@
+//! Applies the transactions of one origin: in its commit order, each as exactly one local transaction.
+//!
+//! A *lane* is the applier of one origin. All lanes of a *generation* share what the server said it has applied; when
+//! the server goes away, the generation ends and the next one asks it again.
+
+mod lane;
+mod plan;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use synapsedb_core::backoff::{self, Backoff};
+use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::lsn::Lsn;
+
+use super::spool::{Spool, SpoolError};
+use super::{Shared, ddl};
+use lane::{Failure, Lane};
+
+/// Which origin a lane applies, and where its transactions lie.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) origin: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) spool: Spool,
+}
+
+/// A DDL statement of a transaction whose effect is already here.
+pub(crate) type Skipped = BTreeSet<(Lsn, usize)>;
+
+/// Applies until the connection to the server is lost, which is the only way to end.
+///
+/// A transaction that fails is tried again until it succeeds: the stream waits, says why in the status, and never
+/// skips anything but DDL whose effect is already there.
+///
+/// # Errors
+/// The connection is lost, or the spool cannot be read.
+pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallible> {
+    let config = &shared.config;
+    let mut backoff = Backoff::new(backoff::Config {
+        first_ms: config.retry_min_ms,
+        limit_ms: config.retry_max_ms,
+    });
+    let mut skipped = Skipped::new();
+    loop {
+        let mut lane = Lane::start(&shared, &source, &skipped).await?;
+        let failure = match lane.follow().await {
+            Ok(failure) => failure,
+            Err(error) => return Err(note_damage(&shared, &source, error)),
+        };
+        let progressed = lane.applied_any();
+        drop(lane);
+        if progressed {
+            backoff.succeeded();
+        }
+        if let Some((tag, index)) = &failure.ddl
+            && let Some(error) = &failure.error
+            && ddl::already_there(tag, &error.sqlstate)
+        {
+            tracing::warn!(origin = %source.origin, lsn = %failure.commit_lsn,
+                "{tag} was run here too, its effect is already there: {}", error.message);
+            skipped.insert((failure.commit_lsn, *index));
+            continue;
+        }
+        report(&shared, &source, &failure);
+        let wait = Duration::from_millis(backoff.failed(rand::random()));
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// A damaged spool is set aside by its fetcher; this tells it.
+fn note_damage(shared: &Shared, source: &Source, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<SpoolError>() {
+        Ok(damage @ SpoolError::Corrupt { .. }) => {
+            let error = anyhow!("{damage}");
+            shared.spools.mark_corrupt(source.origin, damage);
+            error
+        }
+        Ok(other) => other.into(),
+        Err(error) => error,
+    }
+}
+
+fn report(shared: &Shared, source: &Source, failure: &Failure) {
+    shared.metrics.apply_failures.inc();
+    let transient = failure.error.as_ref().is_some_and(|error| {
+        // Serialization failures, deadlocks and lock time-outs pass by themselves.
+        matches!(error.sqlstate.as_str(), "40001" | "40P01" | "55P03")
+    });
+    if !transient {
+        shared.status.blocked(source.origin, failure.commit_lsn, &failure.text());
+    }
+}

@@ -1,0 +1,317 @@
+//! One pipelined session of the applier: many transactions in flight, answers read while more is sent.
+
+use std::collections::VecDeque;
+
+use anyhow::{Context as _, Result, anyhow};
+use bytes::{Buf as _, Bytes, BytesMut};
+use postgres_protocol::IsNull;
+use postgres_protocol::message::frontend;
+use synapsedb_core::lsn::Lsn;
+use synapsedb_pg::conn::{Connection, Reader, Writer};
+use synapsedb_pg::wire::backend::ServerError;
+
+/// One parameter of a statement.
+#[derive(Clone, Copy)]
+pub(crate) enum Parameter<'a> {
+    /// SQL NULL.
+    Null,
+    /// The type's text form.
+    Text(&'a [u8]),
+    /// The type's binary form.
+    Binary(&'a [u8]),
+}
+
+/// What a statement is, for reading its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The guard, settings: the answer does not matter.
+    Other,
+    /// A row that must exist: when none is affected, a newer local row won or it is gone.
+    Row,
+    /// A query whose rows are wanted.
+    Lookup,
+    /// The n-th DDL statement of its transaction.
+    Ddl(usize),
+}
+
+/// What became of a transaction.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Which one.
+    pub(crate) commit_lsn: Lsn,
+    /// Why it failed; the ones after it then fail by the chain guard.
+    pub(crate) error: Option<ServerError>,
+    /// The DDL statement at which it failed, if it was one.
+    pub(crate) failed_ddl: Option<usize>,
+    /// Its rows that changed nothing here.
+    pub(crate) ineffective: u64,
+}
+
+enum Expected {
+    Statement(Purpose),
+    Sync(Option<Lsn>),
+}
+
+/// A connection that applies transactions.
+pub(crate) struct Session {
+    reader: Reader,
+    writer: Writer,
+    expected: VecDeque<Expected>,
+    outcomes: VecDeque<Outcome>,
+    error: Option<ServerError>,
+    failed_ddl: Option<usize>,
+    ineffective: u64,
+    rows: Vec<Vec<Option<Bytes>>>,
+    lookup_done: bool,
+    in_flight: usize,
+}
+
+impl Session {
+    pub(crate) fn new(connection: Connection) -> Self {
+        let (reader, writer) = connection.split();
+        Self {
+            reader,
+            writer,
+            expected: VecDeque::new(),
+            outcomes: VecDeque::new(),
+            error: None,
+            failed_ddl: None,
+            ineffective: 0,
+            rows: Vec::new(),
+            lookup_done: false,
+            in_flight: 0,
+        }
+    }
+
+    /// Transactions that were sent and not yet answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Bytes that wait to be sent.
+    pub(crate) fn unsent_bytes(&mut self) -> usize {
+        self.writer.buffer().len()
+    }
+
+    /// Prepares a statement; its failure is the failure of the transaction in which it is first used.
+    pub(crate) fn prepare(&mut self, name: &str, sql: &str) -> Result<()> {
+        Ok(frontend::parse(name, sql, [], self.writer.buffer())?)
+    }
+
+    /// Executes a prepared statement.
+    pub(crate) fn execute(
+        &mut self,
+        name: &str,
+        parameters: &[Parameter<'_>],
+        purpose: Purpose,
+    ) -> Result<()> {
+        let formats = parameters.iter().map(|parameter| match parameter {
+            Parameter::Null | Parameter::Text(_) => 0,
+            Parameter::Binary(_) => 1,
+        });
+        let put = |parameter: &Parameter<'_>, buffer: &mut BytesMut| {
+            Ok(match parameter {
+                Parameter::Null => IsNull::Yes,
+                Parameter::Text(bytes) | Parameter::Binary(bytes) => {
+                    buffer.extend_from_slice(bytes);
+                    IsNull::No
+                }
+            })
+        };
+        let buffer = self.writer.buffer();
+        frontend::bind("", name, formats, parameters, put, [0], buffer)
+            .map_err(|_| anyhow!("a row has more columns or bytes than the protocol can carry"))?;
+        frontend::execute("", 0, buffer)?;
+        self.expected.push_back(Expected::Statement(purpose));
+        Ok(())
+    }
+
+    /// Ends a transaction: the server commits it unless one of its statements failed.
+    pub(crate) fn sync(&mut self, commit_lsn: Lsn) {
+        frontend::sync(self.writer.buffer());
+        self.expected.push_back(Expected::Sync(Some(commit_lsn)));
+        self.in_flight += 1;
+    }
+
+    /// Runs statements outside of any applied transaction and waits for them.
+    pub(crate) async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<Bytes>>>> {
+        frontend::query(sql, self.writer.buffer())?;
+        self.expected.push_back(Expected::Sync(None));
+        self.rows.clear();
+        self.writer.flush().await?;
+        while !self.expected.is_empty() {
+            let (tag, body) = self.reader.next().await?;
+            self.answer(tag, body)?;
+        }
+        match self.error.take() {
+            Some(error) => Err(SqlFailure(error).into()),
+            None => Ok(std::mem::take(&mut self.rows)),
+        }
+    }
+
+    /// Runs a prepared query inside of the open transaction and waits for its rows; `None` if the transaction failed.
+    pub(crate) async fn lookup(
+        &mut self,
+        name: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Option<Vec<Vec<Option<Bytes>>>>> {
+        self.rows.clear();
+        self.lookup_done = false;
+        self.execute(name, parameters, Purpose::Lookup)?;
+        frontend::flush(self.writer.buffer());
+        loop {
+            self.writer.flush().await?;
+            let (tag, body) = self.reader.next().await?;
+            self.answer(tag, body)?;
+            if self.failing() {
+                return Ok(None);
+            }
+            if self.lookup_done {
+                return Ok(Some(std::mem::take(&mut self.rows)));
+            }
+        }
+    }
+
+    /// Sends and receives until less than `bytes` wait to be sent.
+    pub(crate) async fn drain_to(&mut self, bytes: usize) -> Result<()> {
+        while self.writer.buffer().len() > bytes {
+            self.exchange().await?;
+        }
+        Ok(())
+    }
+
+    /// The next outcome, sending whatever waits. Cancel safe. Never ends while nothing is in flight.
+    pub(crate) async fn outcome(&mut self) -> Result<Outcome> {
+        loop {
+            if let Some(outcome) = self.outcomes.pop_front() {
+                return Ok(outcome);
+            }
+            self.exchange().await?;
+        }
+    }
+
+    /// An outcome that is already known.
+    pub(crate) fn known_outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
+    }
+
+    /// Whether a transaction has failed already: sending more would be in vain.
+    pub(crate) fn failing(&self) -> bool {
+        self.error.is_some() || self.outcomes.iter().any(|outcome| outcome.error.is_some())
+    }
+
+    /// The failure of the open transaction, whose end was not sent yet.
+    pub(crate) fn take_open_failure(&mut self) -> Option<(ServerError, Option<usize>)> {
+        Some((self.error.take()?, self.failed_ddl.take()))
+    }
+
+    async fn exchange(&mut self) -> Result<()> {
+        let unsent = !self.writer.buffer().is_empty();
+        tokio::select! {
+            biased;
+            message = self.reader.next() => {
+                let (tag, body) = message?;
+                self.answer(tag, body)?;
+                while self.reader.buffered() {
+                    let (tag, body) = self.reader.next().await?;
+                    self.answer(tag, body)?;
+                }
+            }
+            sent = self.writer.flush(), if unsent => sent?,
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, tag: u8, body: Bytes) -> Result<()> {
+        match tag {
+            b'C' | b'I' => {
+                if let Some(Expected::Statement(purpose)) = self.expected.front() {
+                    match purpose {
+                        Purpose::Row if affected_none(&body) => self.ineffective += 1,
+                        Purpose::Lookup => self.lookup_done = true,
+                        Purpose::Row | Purpose::Other | Purpose::Ddl(_) => {}
+                    }
+                    self.expected.pop_front();
+                }
+            }
+            b'D' => {
+                let collecting = |expected| {
+                    matches!(
+                        expected,
+                        &Expected::Statement(Purpose::Lookup) | &Expected::Sync(None)
+                    )
+                };
+                if self.expected.front().is_some_and(collecting) {
+                    self.rows.push(data_row(body)?);
+                }
+            }
+            b'E' => {
+                let error = ServerError::parse(&body);
+                if let Some(Expected::Statement(Purpose::Ddl(index))) = self.expected.front() {
+                    self.failed_ddl = Some(*index);
+                }
+                // The server skips everything up to the next Sync.
+                while matches!(self.expected.front(), Some(Expected::Statement(_))) {
+                    self.expected.pop_front();
+                }
+                self.error.get_or_insert(error);
+            }
+            b'Z' => self.ready()?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self) -> Result<()> {
+        match self.expected.pop_front() {
+            Some(Expected::Sync(Some(commit_lsn))) => {
+                let error = self.error.take();
+                let (failed_ddl, ineffective) =
+                    (self.failed_ddl.take(), std::mem::take(&mut self.ineffective));
+                self.outcomes.push_back(Outcome { commit_lsn, error, failed_ddl, ineffective });
+                self.in_flight -= 1;
+                Ok(())
+            }
+            Some(Expected::Sync(None)) => Ok(()),
+            Some(Expected::Statement(_)) | None => {
+                Err(anyhow!("the server is ready where an answer was expected"))
+            }
+        }
+    }
+}
+
+/// An SQL error of the server, as an error of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct SqlFailure(pub(crate) ServerError);
+
+fn affected_none(command_tag: &[u8]) -> bool {
+    synapsedb_pg::wire::backend::command_rows(command_tag) == Some(0)
+}
+
+fn data_row(mut body: Bytes) -> Result<Vec<Option<Bytes>>> {
+    let short = || anyhow!("a row of the server is cut short");
+    if body.remaining() < 2 {
+        return Err(short());
+    }
+    let columns = body.get_u16();
+    let mut row = Vec::with_capacity(usize::from(columns).min(1664));
+    for _ in 0..columns {
+        if body.remaining() < 4 {
+            return Err(short());
+        }
+        row.push(match usize::try_from(body.get_i32()) {
+            Err(_) => None,
+            Ok(length) if body.remaining() < length => return Err(short()),
+            Ok(length) => Some(body.split_to(length)),
+        });
+    }
+    Ok(row)
+}
+
+/// A column of a row as text.
+pub(crate) fn text(row: &[Option<Bytes>], column: usize) -> Result<&str> {
+    let bytes =
+        row.get(column).and_then(Option::as_ref).context("a column of the server is missing")?;
+    Ok(std::str::from_utf8(bytes)?)
+}

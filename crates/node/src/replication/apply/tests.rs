@@ -1,0 +1,109 @@
+//! The statements that the plans write, as text.
+#![allow(clippy::unwrap_used)]
+
+use expect_test::{Expect, expect};
+use synapsedb_core::change::{Column, Relation, ReplicaIdentity};
+use synapsedb_core::ids::NodeId;
+
+use super::plan::{LocalColumn, Plan, Shape, VersionCheck};
+
+fn node(number: u16) -> NodeId {
+    NodeId::new(number).unwrap()
+}
+
+fn column(name: &str, in_key: bool) -> Column {
+    Column { name: name.into(), in_key, type_oid: 25, type_modifier: -1 }
+}
+
+fn local(name: &str, type_name: &str, in_primary_key: bool) -> LocalColumn {
+    LocalColumn {
+        name: name.into(),
+        type_name: type_name.into(),
+        always_identity: false,
+        generated: false,
+        in_primary_key,
+    }
+}
+
+fn relation(columns: Vec<Column>, identity: ReplicaIdentity) -> Relation {
+    Relation { id: 7, schema: "public".into(), name: "t".into(), identity, columns }
+}
+
+fn check() -> VersionCheck {
+    VersionCheck { origin: node(2), here: node(1), origins: vec![(1, node(2)), (2, node(3))] }
+}
+
+fn sql(plan: &mut Plan, shape: &Shape, expected: Expect) {
+    let (_, sql) = plan.statement(shape);
+    expected.assert_eq(&sql.unwrap());
+    let (_, again) = plan.statement(shape);
+    assert_eq!(again, None, "a statement is prepared once");
+}
+
+#[test]
+fn a_table_with_a_key_compares_versions() {
+    let columns = vec![column("id", true), column("v", false)];
+    let here = [local("v", "character varying(10)", false), local("id", "integer", true)];
+    let mut plan =
+        Plan::new(0, &relation(columns, ReplicaIdentity::Default), &here, check()).unwrap();
+    sql(
+        &mut plan,
+        &Shape::Insert,
+        expect![[
+            r#"insert into "public"."t" as t ("id", "v") overriding system value values ($1, $2) on conflict ("id") do update set "v" = excluded."v" where (select v.roident = 1 or v."timestamp" < $3::timestamptz or (v."timestamp" = $3::timestamptz and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2) from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#
+        ]],
+    );
+    sql(
+        &mut plan,
+        &Shape::InsertMany,
+        expect![[
+            r#"insert into "public"."t" as t ("id", "v") overriding system value select u.c1::integer, u.c2::character varying(10) from unnest($1::text[], $2::text[]) as u(c1, c2) on conflict ("id") do update set "v" = excluded."v" where (select v.roident = 1 or v."timestamp" < $3::timestamptz or (v."timestamp" = $3::timestamptz and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2) from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#
+        ]],
+    );
+    sql(
+        &mut plan,
+        &Shape::Update(vec![true, true]),
+        expect![[
+            r#"update "public"."t" as t set "id" = $1, "v" = $2 where t."id" = $3 and (select v.roident = 1 or v."timestamp" < $4::timestamptz or (v."timestamp" = $4::timestamptz and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2) from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#
+        ]],
+    );
+    sql(
+        &mut plan,
+        &Shape::Update(vec![true, false]),
+        expect![[
+            r#"update "public"."t" as t set "id" = $1 where t."id" = $2 and (select v.roident = 1 or v."timestamp" < $3::timestamptz or (v."timestamp" = $3::timestamptz and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2) from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#
+        ]],
+    );
+    sql(&mut plan, &Shape::Delete, expect![[r#"delete from "public"."t" as t where t."id" = $1"#]]);
+}
+
+#[test]
+fn a_table_without_a_key_is_found_by_its_whole_row() {
+    let columns = vec![column("a", true), column("b", true)];
+    let here = [local("a", "integer", false), local("b", "json", false)];
+    let mut plan = Plan::new(3, &relation(columns, ReplicaIdentity::Full), &here, check()).unwrap();
+    sql(
+        &mut plan,
+        &Shape::Insert,
+        expect![[
+            r#"insert into "public"."t" as t ("a", "b") overriding system value values ($1, $2)"#
+        ]],
+    );
+    sql(
+        &mut plan,
+        &Shape::Delete,
+        expect![[
+            r#"delete from "public"."t" as t where t.ctid = (select k.ctid from "public"."t" as k where k."a"::text is not distinct from $1::text and k."b"::text is not distinct from $2::text limit 1)"#
+        ]],
+    );
+}
+
+#[test]
+fn a_missing_column_is_named() {
+    let columns = vec![column("id", true), column("added", false)];
+    let here = [local("id", "integer", true)];
+    let error =
+        Plan::new(0, &relation(columns, ReplicaIdentity::Default), &here, check()).err().unwrap();
+    expect![[r#"table public.t has no column "added" here, the origin has: add it, and the stream goes on"#]]
+        .assert_eq(&error.to_string());
+}

@@ -1,0 +1,206 @@
+//! Receives the spool of one origin: from the origin itself, or from a peer that has more of it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use bytes::{Buf as _, BytesMut};
+use synapsedb_core::backoff::{self, Backoff};
+use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::lsn::Lsn;
+use synapsedb_core::version::VersionVector;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::serve::{self, Answer, Request};
+use super::spool::{SpoolError, Tail, Writer};
+use crate::gossip::MemberState;
+use crate::tasks::Shutdown;
+
+/// Fetches one origin for as long as the agent runs.
+///
+/// A spool that turns out to be corrupt is set aside and fetched anew: whoever sent it has it until all have applied it.
+///
+/// # Errors
+/// Its spool here belongs to another cluster or node, or is in use.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    origin: NodeId,
+    incarnation: Incarnation,
+    stop: Shutdown,
+) -> Result<()> {
+    let config = &shared.config;
+    let mut backoff = Backoff::new(backoff::Config {
+        first_ms: config.retry_min_ms,
+        limit_ms: config.retry_max_ms,
+    });
+    while !stop.is_cancelled() {
+        let ended = tokio::select! {
+            () = stop.cancelled() => break,
+            ended = life(&shared, origin, incarnation, &mut backoff) => ended,
+        };
+        let Err(error) = ended;
+        match error.downcast_ref::<SpoolError>() {
+            Some(SpoolError::OtherSpool { .. } | SpoolError::InUse { .. }) => return Err(error),
+            Some(SpoolError::Corrupt { .. }) => {
+                shared.status.fetch_failed(origin, origin, &error);
+                shared.spools.set_aside(origin, incarnation)?;
+            }
+            _ => shared.status.fetch_failed(origin, origin, &error),
+        }
+        pause(&mut backoff, &stop).await;
+    }
+    Ok(())
+}
+
+/// From the opening of the spool until it fails.
+async fn life(
+    shared: &Shared,
+    origin: NodeId,
+    incarnation: Incarnation,
+    backoff: &mut Backoff,
+) -> Result<Infallible> {
+    let mut writer = open(shared, origin, incarnation).await?;
+    loop {
+        let source = source(shared, origin);
+        let started = Instant::now();
+        let Err(error) = receive(shared, &mut writer, origin, incarnation, source).await;
+        writer.abort();
+        if started.elapsed() > Duration::from_millis(shared.config.retry_max_ms) {
+            backoff.succeeded();
+        }
+        if let Some(SpoolError::Failed { .. } | SpoolError::Corrupt { .. }) = error.downcast_ref() {
+            return Err(error);
+        }
+        shared.status.fetch_failed(origin, source, &error);
+        tokio::time::sleep(Duration::from_millis(backoff.failed(rand::random()))).await;
+    }
+}
+
+/// An empty spool begins after what this server has applied already.
+async fn open(shared: &Shared, origin: NodeId, incarnation: Incarnation) -> Result<Writer> {
+    let mut writer = shared.spools.open(origin, incarnation)?;
+    if writer.tail().commit_lsn == Lsn::ZERO {
+        let mut durable = shared.applied.watch_durable();
+        let known = durable.wait_for(Option::is_some).await.context("progress is gone")?.clone();
+        let applied = known.unwrap_or_default().get(origin);
+        if applied > Lsn::ZERO {
+            let vector = VersionVector::new();
+            writer.start_at(&Tail { commit_lsn: applied, end_lsn: applied, vector })?;
+        }
+    }
+    Ok(writer)
+}
+
+async fn pause(backoff: &mut Backoff, stop: &Shutdown) {
+    let wait = Duration::from_millis(backoff.failed(rand::random()));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(wait) => {}
+    }
+}
+
+/// The origin while it may be alive; else the live member that has applied most of it.
+fn source(shared: &Shared, origin: NodeId) -> NodeId {
+    let view = shared.gossip.view();
+    let usable = |node: &NodeId| {
+        view.members.get(node).is_none_or(|member| match member.state {
+            MemberState::Alive | MemberState::Suspect => true,
+            MemberState::Down | MemberState::Left => false,
+        })
+    };
+    if usable(&origin) {
+        return origin;
+    }
+    let applied = |node: &NodeId| {
+        let facts = view.members.get(node).and_then(|member| member.facts.as_ref());
+        facts.map(|facts| facts.applied.get(origin))
+    };
+    let others = shared.peers.others().into_iter().filter(|node| *node != origin && usable(node));
+    others.max_by_key(applied).unwrap_or(origin)
+}
+
+async fn receive(
+    shared: &Shared,
+    writer: &mut Writer,
+    origin: NodeId,
+    incarnation: Incarnation,
+    source: NodeId,
+) -> Result<Infallible> {
+    let mut stream = shared.peers.open(source, serve::SERVICE).await?;
+    let after = writer.tail().commit_lsn;
+    let request = Request { format: serve::FORMAT, origin, incarnation, after };
+    serve::write_greeting(&mut stream.io, &request).await?;
+    match serve::read_greeting(&mut stream.io).await? {
+        Answer::Frames => {}
+        Answer::Unavailable { reason } => bail!("node {source} cannot serve it: {reason}"),
+        Answer::Gone { first_available } => bail!(
+            "node {source} has deleted what follows {after} (it begins after {first_available}): \
+             this node was away for too long and must be re-seeded"
+        ),
+    }
+    shared.status.fetching(origin, source);
+    let period = Duration::from_millis(shared.config.sync_interval_ms.max(1));
+    let mut sync_due = tokio::time::interval(period);
+    sync_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut silent_since = Instant::now();
+    let timeout = Duration::from_millis(shared.config.stream_timeout_ms);
+    let mut buffer = BytesMut::with_capacity(256 << 10);
+    let mut dirty = false;
+    loop {
+        tokio::select! {
+            read = stream.io.read_buf(&mut buffer) => {
+                if read.context("read the stream")? == 0 {
+                    bail!("node {source} closed the stream");
+                }
+                silent_since = Instant::now();
+                dirty |= append(shared, writer, &mut buffer, origin)?;
+            }
+            _ = sync_due.tick() => {
+                if std::mem::take(&mut dirty) {
+                    writer.sync().await?;
+                }
+                if let Some(corrupt) = shared.spools.take_corruption(origin) {
+                    return Err(corrupt.into());
+                }
+                if silent_since.elapsed() > timeout {
+                    bail!("node {source} has been silent for {} ms", timeout.as_millis());
+                }
+            }
+        }
+    }
+}
+
+/// Appends every whole frame of the buffer; answers whether there was any.
+fn append(
+    shared: &Shared,
+    writer: &mut Writer,
+    buffer: &mut BytesMut,
+    origin: NodeId,
+) -> Result<bool> {
+    let mut any = false;
+    while let Some(prefix) = buffer.first_chunk::<4>() {
+        let rest = u32::from_le_bytes(*prefix) as usize;
+        if rest == 0 {
+            buffer.advance(4);
+            continue;
+        }
+        let limit = usize::try_from(shared.config.spool.frame_bytes_max).unwrap_or(usize::MAX);
+        if rest > limit {
+            return Err(anyhow!("a frame of {rest} bytes is longer than {limit}: refused"));
+        }
+        if buffer.len() < 4 + rest {
+            buffer.reserve(4 + rest - buffer.len());
+            break;
+        }
+        let frame = buffer.split_to(4 + rest);
+        shared.metrics.fetched_bytes.inc_by(frame.len() as u64);
+        writer
+            .append_frame(&frame)
+            .with_context(|| format!("append a frame of node {origin} to the spool"))?;
+        any = true;
+    }
+    Ok(any)
+}

@@ -1,0 +1,60 @@
+//! What replication counts.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+
+/// The counters of this component.
+#[derive(Clone, Default)]
+pub(crate) struct Metrics {
+    pub(crate) published_transactions: Counter,
+    pub(crate) served_bytes: Counter,
+    pub(crate) fetched_bytes: Counter,
+    applied_transactions: Counter,
+    ineffective_rows: Counter,
+    pub(crate) applied_ddl: Counter,
+    pub(crate) apply_failures: Counter,
+    pub(crate) clock_skew_waits: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let mut add = |name: &str, help: &str, counter: &Counter| {
+            registry.register(format!("synapsedb_replication_{name}"), help, counter.clone());
+        };
+        add(
+            "published_transactions",
+            "Local transactions spooled for the peers",
+            &metrics.published_transactions,
+        );
+        add("served_bytes", "Bytes of spool sent to peers", &metrics.served_bytes);
+        add("fetched_bytes", "Bytes of spool received from peers", &metrics.fetched_bytes);
+        add(
+            "applied_transactions",
+            "Transactions of other nodes applied here",
+            &metrics.applied_transactions,
+        );
+        add(
+            "ineffective_rows",
+            "Remote rows that changed nothing here: a newer local row won, or the row was gone",
+            &metrics.ineffective_rows,
+        );
+        add("applied_ddl", "DDL statements of other nodes run here", &metrics.applied_ddl);
+        add(
+            "apply_failures",
+            "Times a transaction could not be applied and is tried again",
+            &metrics.apply_failures,
+        );
+        add(
+            "clock_skew_waits",
+            "Times a transaction waited for a clock that is too far off",
+            &metrics.clock_skew_waits,
+        );
+        metrics
+    }
+
+    pub(crate) fn applied(&self, ineffective: u64) {
+        self.applied_transactions.inc();
+        self.ineffective_rows.inc_by(ineffective);
+    }
+}

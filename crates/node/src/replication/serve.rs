@@ -1,0 +1,126 @@
+//! Hands the spools to the peers: any origin that is here, from any position.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::lsn::Lsn;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter};
+
+use super::Shared;
+use super::spool::{Reader, SpoolError};
+use crate::peers::PeerStream;
+
+/// The service under which the streams are opened.
+pub(crate) const SERVICE: &str = "spool";
+
+/// The version of request, answer and frames; another one is refused.
+pub(crate) const FORMAT: u16 = 1;
+
+/// The longest request or answer; both are a few hundred bytes.
+pub(crate) const GREETING_BYTES_MAX: u32 = 64 << 10;
+
+/// What a peer asks for: an origin's transactions after a position.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Request {
+    pub(crate) format: u16,
+    pub(crate) origin: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) after: Lsn,
+}
+
+/// What it is told before the frames.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "answer")]
+pub(crate) enum Answer {
+    /// The frames follow; an empty one now and then says that the stream is alive.
+    Frames,
+    /// The position is no longer here: the asking node must be re-seeded.
+    Gone { first_available: Lsn },
+    /// This node does not have it (yet), or cannot serve it.
+    Unavailable { reason: String },
+}
+
+/// Serves one stream until the peer leaves.
+pub(crate) async fn run(shared: &Shared, stream: PeerStream) {
+    let peer = stream.peer;
+    match serve(shared, stream).await {
+        Ok(()) => {}
+        Err(error) => tracing::info!(%peer, "spool stream ended: {error:#}"),
+    }
+}
+
+async fn serve(shared: &Shared, stream: PeerStream) -> Result<()> {
+    let mut io = BufWriter::with_capacity(256 << 10, stream.io);
+    let request: Request = read_greeting(&mut io).await.context("read the request")?;
+    let mut reader = match find(shared, &request) {
+        Ok(reader) => {
+            write_greeting(&mut io, &Answer::Frames).await?;
+            reader
+        }
+        Err(answer) => return write_greeting(&mut io, &answer).await,
+    };
+    let alive = Duration::from_millis(shared.config.stream_timeout_ms / 5 + 1);
+    loop {
+        while let Some(frame) = reader.try_next()? {
+            io.write_all(&frame.raw).await?;
+            shared.metrics.served_bytes.inc_by(frame.raw.len() as u64);
+        }
+        io.flush().await?;
+        match tokio::time::timeout(alive, reader.next()).await {
+            Ok(frame) => io.write_all(&frame?.raw).await?,
+            Err(_) => io.write_u32_le(0).await?,
+        }
+    }
+}
+
+fn find(shared: &Shared, request: &Request) -> Result<Reader, Answer> {
+    let unavailable = |reason: String| Answer::Unavailable { reason };
+    if request.format != FORMAT {
+        return Err(unavailable(format!(
+            "spool format {} is asked for, this node speaks {FORMAT}: update the older agent",
+            request.format
+        )));
+    }
+    let (incarnation, spool) = shared
+        .spools
+        .get(request.origin)
+        .ok_or_else(|| unavailable(format!("nothing of node {} is here yet", request.origin)))?;
+    if incarnation != request.incarnation {
+        return Err(unavailable(format!(
+            "node {} is in incarnation {incarnation} here, {} is asked for",
+            request.origin, request.incarnation
+        )));
+    }
+    spool.reader_after(request.after).map_err(|error| match error {
+        SpoolError::Gone { first_available } => Answer::Gone { first_available },
+        other => unavailable(other.to_string()),
+    })
+}
+
+/// Writes a length and a JSON document, and flushes.
+pub(crate) async fn write_greeting<W>(io: &mut W, greeting: &impl Serialize) -> Result<()>
+where
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    let json = serde_json::to_vec(greeting)?;
+    io.write_u32_le(u32::try_from(json.len())?).await?;
+    io.write_all(&json).await?;
+    Ok(io.flush().await?)
+}
+
+/// Reads what [`write_greeting`] wrote.
+pub(crate) async fn read_greeting<R, T>(io: &mut R) -> Result<T>
+where
+    R: tokio::io::AsyncRead + Unpin,
+    T: for<'de> Deserialize<'de>,
+{
+    let length = io.read_u32_le().await?;
+    if length > GREETING_BYTES_MAX {
+        bail!("a greeting of {length} bytes is longer than {GREETING_BYTES_MAX}");
+    }
+    let mut json = vec![0; length as usize];
+    io.read_exact(&mut json).await?;
+    Ok(serde_json::from_slice(&json)?)
+}

@@ -1,0 +1,110 @@
+//! The spools of this node: its own, and one per origin that it receives.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use synapsedb_core::ids::{Incarnation, NodeId};
+use tokio::sync::watch;
+
+use super::spool::{self, Spool, SpoolError, SpoolId, Writer};
+use crate::layout::Identity;
+
+/// The open spools, for readers; writers belong to the publisher and the fetchers.
+pub(crate) struct Spools {
+    dir: PathBuf,
+    limits: spool::Config,
+    identity: Identity,
+    open: watch::Sender<BTreeMap<NodeId, (Incarnation, Spool)>>,
+    /// Spools in which a reader met damage; their fetchers set them aside.
+    corrupt: Mutex<BTreeMap<NodeId, SpoolError>>,
+    /// The own writer, until the publisher takes it.
+    own: Mutex<Option<Writer>>,
+}
+
+impl Spools {
+    /// Opens this node's own spool; those of other origins are opened when they are met.
+    ///
+    /// # Errors
+    /// The own spool cannot be read, is corrupt, or belongs to another cluster, node or incarnation.
+    pub(crate) fn new(config: &super::Config, identity: &Identity) -> Result<Self> {
+        let spools = Self {
+            dir: config.spool_dir.clone(),
+            limits: config.spool.clone(),
+            identity: identity.clone(),
+            open: watch::Sender::new(BTreeMap::new()),
+            corrupt: Mutex::default(),
+            own: Mutex::new(None),
+        };
+        let writer = spools.open(identity.node, identity.incarnation)?;
+        *lock(&spools.own) = Some(writer);
+        Ok(spools)
+    }
+
+    /// Opens the spool of one life of one origin and shows it to readers.
+    ///
+    /// # Errors
+    /// As [`spool::open`].
+    pub(crate) fn open(&self, origin: NodeId, incarnation: Incarnation) -> Result<Writer> {
+        let dir = self.path(origin, incarnation);
+        let id = SpoolId { cluster: self.identity.cluster_id, origin, incarnation };
+        let (writer, spool) = spool::open(&dir, id, self.limits.clone())?;
+        self.open.send_modify(|open| {
+            open.insert(origin, (incarnation, spool));
+        });
+        Ok(writer)
+    }
+
+    /// Where the spool of one life of one origin lies.
+    pub(crate) fn path(&self, origin: NodeId, incarnation: Incarnation) -> PathBuf {
+        self.dir.join(format!("{origin}-{incarnation}"))
+    }
+
+    /// The publisher's writer; `None` when it was taken and not given back.
+    pub(crate) fn take_own(&self) -> Option<Writer> {
+        lock(&self.own).take()
+    }
+
+    /// A lane has met damage in a spool.
+    pub(crate) fn mark_corrupt(&self, origin: NodeId, error: SpoolError) {
+        lock(&self.corrupt).insert(origin, error);
+    }
+
+    /// The damage that was met in a spool, once.
+    pub(crate) fn take_corruption(&self, origin: NodeId) -> Option<SpoolError> {
+        lock(&self.corrupt).remove(&origin)
+    }
+
+    /// Moves a damaged spool of another origin out of the way; nothing of it is used again, and nothing is deleted.
+    ///
+    /// # Errors
+    /// The directory cannot be renamed.
+    pub(crate) fn set_aside(&self, origin: NodeId, incarnation: Incarnation) -> Result<()> {
+        let dir = self.path(origin, incarnation);
+        let aside = dir.with_extension(format!("corrupt-{}", uuid::Uuid::new_v4().simple()));
+        tracing::error!(%origin, "the spool {} is corrupt: it is kept as {} and fetched anew",
+            dir.display(), aside.display());
+        std::fs::rename(&dir, &aside)
+            .with_context(|| format!("rename {} to {}", dir.display(), aside.display()))
+    }
+
+    /// The spool of an origin, if it is open.
+    pub(crate) fn get(&self, origin: NodeId) -> Option<(Incarnation, Spool)> {
+        self.open.borrow().get(&origin).cloned()
+    }
+
+    /// All that are open.
+    pub(crate) fn all(&self) -> BTreeMap<NodeId, (Incarnation, Spool)> {
+        self.open.borrow().clone()
+    }
+
+    /// Told whenever a spool is opened.
+    pub(crate) fn watch(&self) -> watch::Receiver<BTreeMap<NodeId, (Incarnation, Spool)>> {
+        self.open.subscribe()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,2 @@
+-- The probe must not wait for other nodes, and nobody's settings may change it.
+set synchronous_commit = local; set search_path = pg_catalog; set statement_timeout = '10s'

@@ -1,0 +1,263 @@
+//! What the loops of replication say of themselves, collected for the status page, readiness and the log.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use synapsedb_core::ids::NodeId;
+use synapsedb_core::lsn::Lsn;
+
+use super::Shared;
+use super::api::{LaneBody, PublisherBody, StatusBody};
+use crate::gossip::MemberState;
+
+/// The status of this component.
+pub type Status = StatusBody;
+
+/// How long after its start a node waits for the probes of all members, also of those that gossip does not know yet.
+const GATHERING: Duration = Duration::from_secs(10);
+
+/// What a lane is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LaneState {
+    /// It has not applied or waited yet.
+    #[default]
+    Starting,
+    /// Transactions are applied as they come.
+    Flowing,
+    /// The next transaction had seen one of another node that has not been applied here.
+    Waiting(NodeId, Lsn),
+    /// The next transaction's commit time is this many microseconds too far ahead of the clock here.
+    ClockSkew(i64),
+    /// The transaction cannot be applied, with the reason; it is tried again.
+    Blocked(Lsn, String),
+}
+
+#[derive(Default)]
+struct Lane {
+    state: LaneState,
+    source: Option<NodeId>,
+    fetch_error: Option<String>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The internal schema, the triggers and the publication are there.
+    installed: bool,
+    /// The slot is there too: from now on nothing that is written here escapes it.
+    prepared: bool,
+    publishing: bool,
+    read: Lsn,
+    confirmed: Lsn,
+    publish_error: Option<String>,
+    lanes: BTreeMap<NodeId, Lane>,
+    probes: BTreeMap<NodeId, (u64, Instant)>,
+}
+
+/// Where the loops write down what they do.
+pub(crate) struct Board {
+    inner: Mutex<Inner>,
+    started: Instant,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), started: Instant::now() }
+    }
+}
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn installed(&self) {
+        self.lock().installed = true;
+    }
+
+    pub(crate) fn is_installed(&self) -> bool {
+        self.lock().installed
+    }
+
+    pub(crate) fn slot_is_there(&self) {
+        self.lock().prepared = true;
+    }
+
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.lock().prepared
+    }
+
+    pub(crate) fn published(&self, read: Lsn, confirmed: Lsn) {
+        let mut inner = self.lock();
+        (inner.publishing, inner.read, inner.confirmed) = (true, read, confirmed);
+        inner.publish_error = None;
+    }
+
+    pub(crate) fn publish_failed(&self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        let mut inner = self.lock();
+        inner.publishing = false;
+        if inner.publish_error.as_ref() != Some(&text) {
+            tracing::warn!("the own WAL is not being read: {text}");
+        }
+        inner.publish_error = Some(text);
+    }
+
+    pub(crate) fn fetching(&self, origin: NodeId, source: NodeId) {
+        let mut inner = self.lock();
+        let lane = inner.lanes.entry(origin).or_default();
+        (lane.source, lane.fetch_error) = (Some(source), None);
+    }
+
+    pub(crate) fn fetch_failed(&self, origin: NodeId, source: NodeId, error: &anyhow::Error) {
+        let text = format!("from node {source}: {error:#}");
+        let mut inner = self.lock();
+        let lane = inner.lanes.entry(origin).or_default();
+        if lane.fetch_error.as_ref() != Some(&text) {
+            tracing::info!(%origin, "transactions are not received {text}");
+        }
+        (lane.source, lane.fetch_error) = (None, Some(text));
+    }
+
+    fn set(&self, origin: NodeId, state: LaneState) -> bool {
+        let mut inner = self.lock();
+        let lane = inner.lanes.entry(origin).or_default();
+        let changed = lane.state != state;
+        if changed {
+            lane.state = state;
+        }
+        changed
+    }
+
+    pub(crate) fn flowing(&self, origin: NodeId) {
+        // What is blocked flows again only when it has been applied.
+        let mut inner = self.lock();
+        let lane = inner.lanes.entry(origin).or_default();
+        if !matches!(lane.state, LaneState::Blocked(..) | LaneState::Flowing) {
+            lane.state = LaneState::Flowing;
+        }
+    }
+
+    pub(crate) fn applied(&self, origin: NodeId, _lsn: Lsn) {
+        self.set(origin, LaneState::Flowing);
+    }
+
+    pub(crate) fn waiting_for(&self, origin: NodeId, cause: NodeId, lsn: Lsn) {
+        self.set(origin, LaneState::Waiting(cause, lsn));
+    }
+
+    pub(crate) fn clock_skew(&self, origin: NodeId, us: i64) {
+        let known = matches!(
+            self.lock().lanes.get(&origin).map(|lane| &lane.state),
+            Some(LaneState::ClockSkew(_))
+        );
+        self.set(origin, LaneState::ClockSkew(us));
+        if !known {
+            tracing::error!(%origin, "its commit times are {} ms ahead of the clock here: one of the two clocks is \
+                wrong. Its transactions wait; set the clocks right (NTP)", us / 1000);
+        }
+    }
+
+    pub(crate) fn blocked(&self, origin: NodeId, lsn: Lsn, reason: &str) {
+        if self.set(origin, LaneState::Blocked(lsn, reason.to_owned())) {
+            tracing::error!(%origin, %lsn, "the transaction cannot be applied, the stream of this node waits: {reason}");
+        }
+    }
+
+    pub(crate) fn probes(&self, ages_ms: BTreeMap<NodeId, u64>) {
+        let now = Instant::now();
+        self.lock().probes = ages_ms.into_iter().map(|(node, age)| (node, (age, now))).collect();
+    }
+}
+
+fn probe_age_ms(inner: &Inner, node: NodeId) -> Option<u64> {
+    let (age_ms, read_at) = inner.probes.get(&node)?;
+    Some(age_ms + u64::try_from(read_at.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The whole status.
+pub(crate) fn collect(shared: &Shared) -> Status {
+    let visible = shared.applied.visible();
+    let spools = shared.spools.all();
+    let inner = shared.status.lock();
+    let lanes = shared.peers.others().into_iter().map(|origin| {
+        let starting = Lane::default();
+        let lane = inner.lanes.get(&origin).unwrap_or(&starting);
+        let received = spools.get(&origin).map(|(_, spool)| *spool.tail_watch().borrow());
+        let (state, detail) = describe(&lane.state);
+        LaneBody {
+            origin: origin.get(),
+            source: lane.source.map(NodeId::get),
+            fetch_error: lane.fetch_error.clone(),
+            state,
+            detail,
+            received_lsn: received.unwrap_or_default().to_string(),
+            applied_lsn: visible.get(origin).to_string(),
+            probe_age_ms: probe_age_ms(&inner, origin),
+        }
+    });
+    StatusBody {
+        node: shared.identity.node.get(),
+        incarnation: shared.identity.incarnation.0,
+        prepared: inner.prepared,
+        publisher: PublisherBody {
+            running: inner.publishing,
+            read_lsn: inner.read.to_string(),
+            confirmed_lsn: inner.confirmed.to_string(),
+            error: inner.publish_error.clone(),
+        },
+        lanes: lanes.collect(),
+        applied: visible.iter().map(|(node, lsn)| (node.to_string(), lsn.to_string())).collect(),
+        spool_bytes: spools
+            .iter()
+            .map(|(node, (_, spool))| (node.to_string(), spool.bytes()))
+            .collect(),
+    }
+}
+
+fn describe(state: &LaneState) -> (&'static str, Option<String>) {
+    match state {
+        LaneState::Starting => ("starting", None),
+        LaneState::Flowing => ("flowing", None),
+        LaneState::Waiting(cause, lsn) => {
+            ("waiting", Some(format!("for transaction {lsn} of node {cause}, which it had seen")))
+        }
+        LaneState::ClockSkew(us) => {
+            ("clock_skew", Some(format!("the origin's clock is {} ms ahead", us / 1000)))
+        }
+        LaneState::Blocked(lsn, reason) => {
+            ("blocked", Some(format!("transaction {lsn}: {reason}")))
+        }
+    }
+}
+
+/// Why this node is not ready; nothing when it is.
+pub(crate) fn not_ready(shared: &Shared) -> Option<String> {
+    let view = shared.gossip.view();
+    let inner = shared.status.lock();
+    if !inner.prepared {
+        return Some("the server is not prepared for replication yet".to_owned());
+    }
+    if !inner.publishing {
+        let why = inner.publish_error.as_deref().unwrap_or("starting");
+        return Some(format!("the own WAL is not being read: {why}"));
+    }
+    let gathering = shared.status.started.elapsed() < GATHERING;
+    let fresh_ms = shared.config.probe_interval_ms.saturating_mul(3) + 1000;
+    for node in shared.peers.others() {
+        let alive = view.members.get(&node).is_some_and(|member| match member.state {
+            MemberState::Alive => true,
+            MemberState::Suspect | MemberState::Down | MemberState::Left => false,
+        });
+        match probe_age_ms(&inner, node) {
+            None => return Some(format!("no row of node {node} has arrived here yet")),
+            Some(age_ms) if age_ms > fresh_ms && (alive || gathering) => {
+                return Some(format!(
+                    "the newest row of node {node} that arrived here is {age_ms} ms old"
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    None
+}

@@ -1,0 +1,299 @@
+//! The loops of replication: preparation, publisher, fetchers, generations of lanes, probes, progress and trimming.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use synapsedb_core::backoff::{self, Backoff};
+use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::lsn::Lsn;
+use synapsedb_core::version::VersionVector;
+use synapsedb_pg::client;
+use tokio::task::JoinSet;
+
+use super::apply::{self, Source};
+use super::spool::SpoolError;
+use super::status::Board;
+use super::{Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, serve};
+use crate::gossip::Facts;
+use crate::tasks::Shutdown;
+
+/// How often progress is read, told to the peers, and the spools are trimmed by it.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Runs replication.
+pub struct Task {
+    shared: Arc<Shared>,
+}
+
+impl Task {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Replicates until shutdown.
+    ///
+    /// # Errors
+    /// A spool of another origin is corrupt or cannot be opened; everything else is waited for and tried again.
+    pub async fn run(self, stop: Shutdown) -> Result<()> {
+        let shared = self.shared;
+        let serving = shared.clone();
+        shared.peers.serve_stream(serve::SERVICE, move |stream| {
+            let shared = serving.clone();
+            Box::pin(async move { serve::run(&shared, stream).await })
+        });
+        let mut loops = JoinSet::new();
+        loops.spawn(publisher(shared.clone(), stop.clone()));
+        loops.spawn(fetchers(shared.clone(), stop.clone()));
+        loops.spawn(generations(shared.clone(), stop.clone()));
+        loops.spawn(repeated(shared.clone(), stop.clone(), Part::Probe));
+        loops.spawn(repeated(shared.clone(), stop.clone(), Part::Progress));
+        while let Some(ended) = loops.join_next().await {
+            ended.map_err(|error| anyhow!("a loop of replication panicked: {error}"))??;
+            if !stop.is_cancelled() {
+                return Err(anyhow!("a loop of replication ended by itself"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn backoff_of(shared: &Shared) -> Backoff {
+    let config = &shared.config;
+    Backoff::new(backoff::Config { first_ms: config.retry_min_ms, limit_ms: config.retry_max_ms })
+}
+
+async fn pause(backoff: &mut Backoff, stop: &Shutdown) {
+    let wait = Duration::from_millis(backoff.failed(rand::random()));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(wait) => {}
+    }
+}
+
+/// Waits until the server is there and `what` holds; false on shutdown.
+async fn wait_for(shared: &Shared, stop: &Shutdown, what: impl Fn(&Board) -> bool) -> bool {
+    while !stop.is_cancelled() {
+        shared.postgres.wait_ready(stop).await;
+        if what(&shared.status) {
+            return !stop.is_cancelled();
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+    }
+    false
+}
+
+async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
+    let mut backoff = backoff_of(&shared);
+    let mut own = shared.spools.take_own();
+    while wait_for(&shared, &stop, Board::is_installed).await {
+        let mut writer = match own.take() {
+            Some(writer) => writer,
+            None => shared.spools.open(shared.identity.node, shared.identity.incarnation)?,
+        };
+        let before = writer.tail().end_lsn;
+        let Err(error) = publish::run(&shared, &mut writer, &stop).await else {
+            return Ok(());
+        };
+        shared.status.publish_failed(&error);
+        if writer.tail().end_lsn > before {
+            backoff.succeeded();
+        }
+        // After a failed fsync nobody knows what is on disk: the spool is opened anew, which finds out.
+        let failed = matches!(error.downcast_ref(), Some(SpoolError::Failed { .. }));
+        own = (!failed).then_some(writer);
+        pause(&mut backoff, &stop).await;
+    }
+    Ok(())
+}
+
+/// One fetcher per life of each other member; a member that is restored gets a new one.
+async fn fetchers(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
+    let mut state = shared.raft.watch();
+    let mut running: BTreeMap<NodeId, (Incarnation, Shutdown)> = BTreeMap::new();
+    let mut fetching = JoinSet::new();
+    loop {
+        state.borrow_and_update();
+        for (origin, incarnation) in other_members(&shared) {
+            if running.get(&origin).is_some_and(|(running, _)| *running == incarnation) {
+                continue;
+            }
+            let token = stop.child_token();
+            if let Some((_, old)) = running.insert(origin, (incarnation, token.clone())) {
+                old.cancel();
+            }
+            fetching.spawn(fetch::run(shared.clone(), origin, incarnation, token));
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = state.changed() => changed.context("the cluster state is gone")?,
+            Some(ended) = fetching.join_next() => {
+                ended.map_err(|error| anyhow!("a fetcher panicked: {error}"))??;
+            }
+        }
+    }
+    while let Some(ended) = fetching.join_next().await {
+        ended.map_err(|error| anyhow!("a fetcher panicked: {error}"))??;
+    }
+    Ok(())
+}
+
+/// Lanes live and die together: when the server goes away, what it had applied is asked anew before any of them goes
+/// on, since a crash may have taken the last of it back.
+async fn generations(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
+    let mut backoff = backoff_of(&shared);
+    while !stop.is_cancelled() {
+        shared.postgres.wait_ready(&stop).await;
+        let ended = tokio::select! {
+            () = stop.cancelled() => break,
+            ended = generation(&shared) => ended,
+        };
+        match ended {
+            // A spool was opened: its lane joins with the next generation.
+            Ok(()) => backoff.succeeded(),
+            Err(error) => {
+                tracing::info!("the lanes of replication start anew: {error:#}");
+                pause(&mut backoff, &stop).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn generation(shared: &Arc<Shared>) -> Result<()> {
+    if !shared.status.is_installed() {
+        bootstrap::prepare(shared).await?;
+        shared.status.installed();
+    }
+    let mut opened = shared.spools.watch();
+    let sources: Vec<Source> = opened
+        .borrow_and_update()
+        .iter()
+        .filter(|(origin, _)| **origin != shared.identity.node)
+        .map(|(origin, (incarnation, spool))| Source {
+            origin: *origin,
+            incarnation: *incarnation,
+            spool: spool.clone(),
+        })
+        .collect();
+    let members: Vec<_> =
+        sources.iter().map(|source| (source.origin, source.incarnation)).collect();
+    bootstrap::ensure_origins(shared, members).await?;
+    let (visible, durable, _) = read_progress(shared).await?;
+    shared.applied.reset(visible);
+    shared.applied.set_durable(durable);
+    let mut lanes = JoinSet::new();
+    for source in sources {
+        lanes.spawn(apply::run(shared.clone(), source));
+    }
+    tokio::select! {
+        changed = opened.changed() => changed.context("the spools are gone"),
+        Some(ended) = lanes.join_next() => match ended {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(never)) => match never {},
+            Err(error) => Err(anyhow!("a lane panicked: {error}")),
+        },
+    }
+}
+
+/// What is visible here of every origin, what of it is on disk, and where the own WAL ends.
+async fn read_progress(shared: &Shared) -> Result<(VersionVector, VersionVector, Lsn)> {
+    let client = client::connect(&shared.postgres.local().named("synapsedb progress")).await?;
+    progress_of(shared, &client).await
+}
+
+async fn progress_of(
+    shared: &Shared,
+    client: &client::Client,
+) -> Result<(VersionVector, VersionVector, Lsn)> {
+    let members = other_members(shared);
+    let (mut visible, mut durable, mut wal) =
+        (VersionVector::new(), shared.applied.durable(), Lsn::ZERO);
+    for row in client.query(include_str!("sql/durable_progress.sql"), &[]).await? {
+        wal = row.get::<_, String>(3).parse()?;
+        let name: Option<String> = row.get(0);
+        let Some((origin, incarnation)) = name.as_deref().and_then(parse_origin_name) else {
+            continue;
+        };
+        if members.get(&origin).is_some_and(|current| *current != incarnation) {
+            continue;
+        }
+        let lsn: Lsn = row.get::<_, Option<String>>(1).unwrap_or_default().parse()?;
+        visible.advance(origin, lsn);
+        if row.get(2) {
+            durable.advance(origin, lsn);
+        }
+    }
+    Ok((visible, durable, wal))
+}
+
+/// Loops over one session, opened anew when it breaks.
+#[derive(Clone, Copy)]
+enum Part {
+    Probe,
+    Progress,
+}
+
+async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()> {
+    let mut backoff = backoff_of(&shared);
+    while wait_for(&shared, &stop, Board::is_prepared).await {
+        let ended = tokio::select! {
+            () = stop.cancelled() => break,
+            ended = async {
+                match part {
+                    Part::Probe => probe::run(&shared).await,
+                    Part::Progress => progress(&shared).await,
+                }
+            } => ended,
+        };
+        if let Err(error) = ended {
+            tracing::debug!("a session of replication is opened anew: {error:#}");
+        }
+        shared.gossip.publish(Facts {
+            postgres_ready: false,
+            applied: shared.applied.durable(),
+            wal_lsn: Lsn::ZERO,
+        });
+        pause(&mut backoff, &stop).await;
+    }
+    Ok(())
+}
+
+async fn progress(shared: &Shared) -> Result<()> {
+    let client = client::connect(&shared.postgres.local().named("synapsedb progress")).await?;
+    let mut due = tokio::time::interval(PROGRESS_INTERVAL);
+    loop {
+        due.tick().await;
+        let (_, durable, wal_lsn) = progress_of(shared, &client).await?;
+        shared.applied.set_durable(durable.clone());
+        let ready = shared.status.is_prepared();
+        shared.gossip.publish(Facts { postgres_ready: ready, applied: durable, wal_lsn });
+        trim(shared)?;
+    }
+}
+
+/// Deletes what every member has applied, and what is beyond the limit.
+fn trim(shared: &Shared) -> Result<()> {
+    let view = shared.gossip.view();
+    for (origin, (_, spool)) in shared.spools.all() {
+        let mut least =
+            (origin != shared.identity.node).then(|| shared.applied.durable().get(origin));
+        for member in shared.peers.others().into_iter().filter(|member| *member != origin) {
+            let facts = view.members.get(&member).and_then(|member| member.facts.as_ref());
+            let applied = facts.map_or(Lsn::ZERO, |facts| facts.applied.get(origin));
+            least = Some(least.map_or(applied, |least| least.min(applied)));
+        }
+        if let Some(least) = least.filter(|least| *least > Lsn::ZERO) {
+            spool.trim(least)?;
+        }
+        if let Some(gone) = spool.enforce_limit()? {
+            tracing::error!(%origin, through = %gone, "the spool is over its limit (replication.spool.bytes_max): its \
+                oldest transactions were deleted. A member that has not applied them must be re-seeded");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! The router's metrics: `synapsedb_router_*`.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::Endpoint;
+use super::api::Totals;
+
+/// A session's two coordinates.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Place {
+    pub(super) endpoint: &'static str,
+    pub(super) node: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByEndpoint {
+    endpoint: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByReason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByNode {
+    node: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByDirection {
+    direction: &'static str,
+}
+
+/// Why a connection never became a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    TooManyStartups,
+    TooManyClients,
+    Slow,
+    Malformed,
+    Tls,
+    NoNode,
+    ServerNotNow,
+    Draining,
+}
+
+impl Refused {
+    const ALL: [Self; 8] = [
+        Self::TooManyStartups,
+        Self::TooManyClients,
+        Self::Slow,
+        Self::Malformed,
+        Self::Tls,
+        Self::NoNode,
+        Self::ServerNotNow,
+        Self::Draining,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::TooManyStartups => "too_many_startups",
+            Self::TooManyClients => "too_many_clients",
+            Self::Slow => "startup_timeout",
+            Self::Malformed => "malformed",
+            Self::Tls => "tls",
+            Self::NoNode => "no_node",
+            Self::ServerNotNow => "server_not_now",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EndedBy {
+    Client,
+    ClientLost,
+    Server,
+    ServerLost,
+    PrimaryChanged,
+    Draining,
+}
+
+impl EndedBy {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::ClientLost => "client_lost",
+            Self::Server => "server",
+            Self::ServerLost => "server_lost",
+            Self::PrimaryChanged => "primary_changed",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+pub(super) type SessionsGauge = Family<Place, Gauge>;
+
+pub(super) struct Metrics {
+    pub(super) sessions: SessionsGauge,
+    opened: Family<ByEndpoint, Counter>,
+    ended: Family<ByReason, Counter>,
+    refused: Family<ByReason, Counter>,
+    connect_failures: Family<ByNode, Counter>,
+    connect_failures_all: Counter,
+    pub(super) cancels: Counter,
+    pub(super) bytes_to_servers: Counter,
+    pub(super) bytes_to_clients: Counter,
+}
+
+impl Metrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let bytes = Family::<ByDirection, Counter>::default();
+        let counter = |direction| bytes.get_or_create_owned(&ByDirection { direction });
+        let metrics = Self {
+            sessions: Family::default(),
+            opened: Family::default(),
+            ended: Family::default(),
+            refused: Family::default(),
+            connect_failures: Family::default(),
+            connect_failures_all: Counter::default(),
+            cancels: Counter::default(),
+            bytes_to_servers: counter("to_servers"),
+            bytes_to_clients: counter("to_clients"),
+        };
+        registry.register(
+            "synapsedb_router_sessions",
+            "Open sessions by endpoint and node",
+            metrics.sessions.clone(),
+        );
+        registry.register(
+            "synapsedb_router_sessions_opened",
+            "Sessions that reached a server",
+            metrics.opened.clone(),
+        );
+        registry.register(
+            "synapsedb_router_sessions_ended",
+            "Sessions that ended, by who or what ended them",
+            metrics.ended.clone(),
+        );
+        registry.register(
+            "synapsedb_router_refused",
+            "Connections that never became a session",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "synapsedb_router_connect_failures",
+            "Attempts to reach a node's PostgreSQL server that failed",
+            metrics.connect_failures.clone(),
+        );
+        registry.register(
+            "synapsedb_router_cancels",
+            "Cancel requests passed on",
+            metrics.cancels.clone(),
+        );
+        registry.register("synapsedb_router_relayed_bytes", "Bytes passed on", bytes);
+        metrics
+    }
+
+    pub(super) fn opened(&self, endpoint: Endpoint) {
+        self.opened_counter(endpoint).inc();
+    }
+
+    pub(super) fn ended(&self, by: EndedBy) {
+        self.ended_counter(by).inc();
+    }
+
+    pub(super) fn refused(&self, why: Refused) {
+        self.refused.get_or_create_owned(&ByReason { reason: why.name() }).inc();
+    }
+
+    pub(super) fn connect_failure(&self, node: u16) {
+        self.connect_failures.get_or_create_owned(&ByNode { node }).inc();
+        self.connect_failures_all.inc();
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let refused =
+            |why: Refused| self.refused.get_or_create_owned(&ByReason { reason: why.name() }).get();
+        Totals {
+            read_sessions: self.opened_counter(Endpoint::Read).get(),
+            write_sessions: self.opened_counter(Endpoint::Write).get(),
+            refused: Refused::ALL.into_iter().map(refused).sum(),
+            connect_failures: self.connect_failures_all.get(),
+            ended_primary_changed: self.ended_counter(EndedBy::PrimaryChanged).get(),
+            ended_server_lost: self.ended_counter(EndedBy::ServerLost).get(),
+            cancels: self.cancels.get(),
+        }
+    }
+
+    fn opened_counter(&self, endpoint: Endpoint) -> Counter {
+        self.opened.get_or_create_owned(&ByEndpoint { endpoint: endpoint.name() })
+    }
+
+    fn ended_counter(&self, by: EndedBy) -> Counter {
+        self.ended.get_or_create_owned(&ByReason { reason: by.name() })
+    }
+}

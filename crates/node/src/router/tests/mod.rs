@@ -1,0 +1,163 @@
+//! The router against real PostgreSQL servers, over real sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, NoTls};
+
+use super::testing::{Seen, node, state_at, view};
+use super::*;
+
+mod limits;
+mod routing;
+mod server;
+
+use server::{PASSWORD, Server, USER};
+
+/// A router of node 1 whose world the test decides.
+struct Running {
+    handle: Handle,
+    state: watch::Sender<Arc<ClusterState>>,
+    view: watch::Sender<Arc<gossip::View>>,
+    registry: Registry,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<Result<()>>,
+}
+
+/// Short patience, any port.
+fn config() -> Config {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config {
+        read_listen: any,
+        write_listen: any,
+        read_wait_ms: 200,
+        write_wait_ms: 1_000,
+        half_close_ms: 500,
+        ..Config::default()
+    }
+}
+
+fn start(config: Config, servers: &[String], primary: Option<u16>) -> Running {
+    let (state, watch_state) = watch::channel(Arc::new(state_at(servers, primary)));
+    let all_ready = vec![Seen::Ready; servers.len()];
+    let (view, watch_view) = watch::channel(Arc::new(view(&all_ready)));
+    let mut registry = Registry::default();
+    let (handle, task) =
+        from_watches(config, node(1), watch_state, watch_view, Some(tls()), &mut registry).unwrap();
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(task.run(stop.clone()));
+    Running { handle, state, view, registry, stop, task }
+}
+
+/// A certificate for this test alone.
+fn tls() -> TlsAcceptor {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+impl Running {
+    fn port(&self, endpoint: Endpoint) -> u16 {
+        match endpoint {
+            Endpoint::Read => self.handle.read_address().port(),
+            Endpoint::Write => self.handle.write_address().port(),
+        }
+    }
+
+    async fn try_connect(&self, endpoint: Endpoint) -> Result<Client, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.port(endpoint)).user(USER).password(PASSWORD);
+        config.dbname("postgres");
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    async fn connect(&self, endpoint: Endpoint) -> Client {
+        self.try_connect(endpoint).await.unwrap()
+    }
+
+    /// psql in a thread, so that the router is not held up: whether it succeeded, and what it said.
+    async fn psql(&self, endpoint: Endpoint, extra: &str, sql: &str) -> (bool, String) {
+        let port = self.port(endpoint);
+        let (extra, sql) = (format!("dbname=postgres {extra}"), sql.to_owned());
+        let output = tokio::task::spawn_blocking(move || server::psql_with(port, &extra, &sql));
+        let output = output.await.unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).trim().to_owned())
+    }
+
+    fn appoint(&self, primary: Option<u16>) {
+        self.state.send_modify(|state| {
+            let mut next = ClusterState::clone(state);
+            next.primary = primary.map(node);
+            *state = Arc::new(next);
+        });
+    }
+
+    /// Raw bytes to an endpoint; all that comes back until it closes.
+    async fn say(&self, endpoint: Endpoint, bytes: &[u8]) -> Vec<u8> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port(endpoint))).await.unwrap();
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let patience = Duration::from_secs(10);
+        let _ = tokio::time::timeout(patience, stream.read_to_end(&mut answer)).await.unwrap();
+        answer
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    async fn eventually(&self, what: &str, holds: impl Fn(&api::Status) -> bool) {
+        for _ in 0..500 {
+            if holds(&self.handle.status()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{what}: {:?}", self.handle.status());
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+/// The port of the server that a session has reached.
+async fn server_port(client: &Client) -> u16 {
+    let row = client.query_one("select inet_server_port()", &[]).await.unwrap();
+    u16::try_from(row.get::<_, i32>(0)).unwrap()
+}
+
+async fn backend_pid(client: &Client) -> i32 {
+    client.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0)
+}
+
+fn code(error: &tokio_postgres::Error) -> Option<&SqlState> {
+    error.code()
+}
+
+async fn within(what: &str, limit: Duration, what_is_awaited: impl Future<Output = ()>) {
+    let begun = Instant::now();
+    assert!(
+        tokio::time::timeout(limit, what_is_awaited).await.is_ok(),
+        "{what}: not within {limit:?} but {:?}",
+        begun.elapsed()
+    );
+}

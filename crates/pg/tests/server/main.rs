@@ -1,0 +1,8 @@
+//! Tests against a real PostgreSQL server, which they make, start and stop themselves.
+
+#![allow(clippy::unwrap_used)]
+
+mod replication;
+mod session;
+mod sql;
+mod support;
