@@ -50,6 +50,9 @@ main() {
         esac
         shift
     done
+    # Rust is the one thing that is not installed for you: said before anything is changed.
+    ! is_stale "$(target_folder)/release/synapsedb" || prepare_rust
+    # shellcheck disable=SC2119
     prepare_postgres
     build
     cd "$ROOT"

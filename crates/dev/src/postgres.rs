@@ -101,8 +101,12 @@ impl Postgres {
     async fn wait_ready(&self) -> Result<()> {
         let ready = try_eventually(TIMEOUT, async || self.server.shows("select 1", &["1"]).await);
         let Err(reason) = ready.await else { return Ok(()) };
-        let log = fs::read_to_string(self.folder.path().join("postgres.log")).unwrap_or_default();
-        bail!("{} does not take sessions: {reason}\n{log}", self.server.name)
+        bail!("{} does not take sessions: {reason}\n{}", self.server.name, self.log())
+    }
+
+    /// What the server has written so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("postgres.log")).unwrap_or_default()
     }
 
     /// Where it takes SQL, as its superuser.

@@ -129,11 +129,15 @@ async fn receive(
     incarnation: Incarnation,
     source: NodeId,
 ) -> Result<Infallible> {
+    let timeout = Duration::from_millis(shared.config.stream_timeout_ms);
     let mut stream = shared.peers.open(source, serve::SERVICE).await?;
     let after = writer.tail().commit_lsn;
     let request = Request { format: serve::FORMAT, origin, incarnation, after };
-    serve::write_greeting(&mut stream.io, &request).await?;
-    match serve::read_greeting(&mut stream.io).await? {
+    let greeting = async {
+        serve::write_greeting(&mut stream.io, &request).await?;
+        serve::read_greeting(&mut stream.io).await
+    };
+    match tokio::time::timeout(timeout, greeting).await.context("wait for the answer")?? {
         Answer::Frames => {}
         Answer::Unavailable { reason } => bail!("node {source} cannot serve it: {reason}"),
         Answer::Gone { first_available } => bail!(
@@ -146,7 +150,6 @@ async fn receive(
     let mut sync_due = tokio::time::interval(period);
     sync_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut silent_since = Instant::now();
-    let timeout = Duration::from_millis(shared.config.stream_timeout_ms);
     let mut buffer = BytesMut::with_capacity(256 << 10);
     let mut dirty = false;
     loop {
@@ -164,6 +167,9 @@ async fn receive(
                 }
                 if let Some(corrupt) = shared.spools.take_corruption(origin) {
                     return Err(corrupt.into());
+                }
+                if source != origin && self::source(shared, origin) == origin {
+                    bail!("node {origin} is back: what it committed is received from itself again");
                 }
                 if silent_since.elapsed() > timeout {
                     bail!("node {source} has been silent for {} ms", timeout.as_millis());

@@ -14,10 +14,8 @@ async fn server(settings: &str) -> Postgres {
         Postgres::start("the attached server", &programs(None).unwrap(), settings, "secret")
             .await
             .unwrap();
-    server
-        .server()
-        .sql("create role synapsedb login password 'synapsedb'; create database synapsedb owner synapsedb")
-        .await;
+    server.server().sql("create role synapsedb login password 'synapsedb'").await;
+    server.server().sql("create database synapsedb owner synapsedb").await;
     server
 }
 

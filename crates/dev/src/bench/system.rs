@@ -1,0 +1,209 @@
+//! The two systems that are measured: a SynapseDB mesh, and two servers with one pglogical subscription.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::binary::Binary;
+use crate::client::Server;
+use crate::cluster::Cluster;
+use crate::eventually::try_eventually;
+use crate::postgres::{Postgres, programs};
+
+/// The tables of the measurements.
+const TABLES: &str = include_str!("tables.sql");
+/// The settings that both systems share.
+const SETTINGS: &str = include_str!("settings.sql");
+/// How long a set-up may take.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// The password of the servers that pglogical connects.
+const PASSWORD: &str = "bench";
+
+/// A system under measurement.
+pub(super) enum System {
+    /// A mesh: rows are written on node 1 and looked for on node 2.
+    Native(Box<Cluster>),
+    /// A provider and a subscriber.
+    Pglogical {
+        /// Where rows are written.
+        provider: Box<Postgres>,
+        /// Where they are looked for.
+        subscriber: Box<Postgres>,
+    },
+}
+
+/// What stands still while transactions accumulate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// The receiving side only.
+    Receiver,
+    /// The sending side too, so that it has read nothing of the WAL before.
+    Both,
+}
+
+impl fmt::Display for Pause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Receiver => "receiver paused",
+            Self::Both => "sender and receiver paused",
+        })
+    }
+}
+
+impl System {
+    /// Starts a mesh with the tables of the measurements.
+    pub(super) async fn native(binary: &Binary, nodes: u16) -> Result<Self> {
+        let cluster = binary.cluster(nodes).await;
+        cluster.node(1).server().try_rows(TABLES).await?;
+        cluster.all_show("select n from bench_marker", &["0"]).await;
+        Ok(Self::Native(Box::new(cluster)))
+    }
+
+    /// Starts two servers of PostgreSQL `major` with these settings and a subscription between them.
+    pub(super) async fn pglogical(major: u16, settings: &str) -> Result<Self> {
+        let programs = programs(Some(major))?;
+        let library = programs.with_file_name("lib").join("pglogical.so");
+        if !library.is_file() {
+            bail!(
+                "pglogical is not installed; install it with `apt-get install postgresql-{major}-pglogical`, \
+                 or leave it out with --without-pglogical"
+            );
+        }
+        let provider = Box::new(server("provider", &programs, settings).await?);
+        let subscriber = Box::new(server("subscriber", &programs, settings).await?);
+        let dsn = |server: &Server| {
+            let (port, user, database) = (server.port, &server.user, &server.database);
+            format!("host=127.0.0.1 port={port} user={user} dbname={database} password={PASSWORD}")
+        };
+        for side in [provider.server(), subscriber.server()] {
+            side.try_rows("create extension pglogical").await?;
+            let make = format!("select pglogical.create_node('{}', '{}')", side.name, dsn(side));
+            side.try_rows(&make).await?;
+            side.try_rows(TABLES).await?;
+        }
+        let publish = "select pglogical.replication_set_add_all_tables('default', array['public'])";
+        provider.server().try_rows(publish).await?;
+        let subscribe = format!(
+            "select pglogical.create_subscription('bench', '{}', synchronize_structure := false,
+             synchronize_data := false)",
+            dsn(provider.server())
+        );
+        subscriber.server().try_rows(&subscribe).await?;
+        let status = "select status from pglogical.show_subscription_status('bench')";
+        let wait = try_eventually(SETUP_TIMEOUT, async || {
+            subscriber.server().shows(status, &["replicating"]).await
+        });
+        if let Err(reason) = wait.await {
+            bail!("the subscription does not replicate: {reason}\n{}", subscriber.log());
+        }
+        Ok(Self::Pglogical { provider, subscriber })
+    }
+
+    /// What it is called in the report.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Native(_) => "SynapseDB",
+            Self::Pglogical { .. } => "pglogical",
+        }
+    }
+
+    /// Where rows are written.
+    pub(super) fn origin(&self) -> &Server {
+        match self {
+            Self::Native(cluster) => cluster.node(1).server(),
+            Self::Pglogical { provider, .. } => provider.server(),
+        }
+    }
+
+    /// Where they are looked for.
+    pub(super) fn receiver(&self) -> &Server {
+        match self {
+            Self::Native(cluster) => cluster.node(2).server(),
+            Self::Pglogical { subscriber, .. } => subscriber.server(),
+        }
+    }
+
+    /// The pauses that make a difference: pglogical's sender reads the WAL only for a connected receiver.
+    pub(super) fn pauses(&self) -> &'static [Pause] {
+        match self {
+            Self::Native(_) => &[Pause::Receiver, Pause::Both],
+            Self::Pglogical { .. } => &[Pause::Receiver],
+        }
+    }
+
+    /// Lets the receiver, or both sides, stand still.
+    pub(super) async fn pause(&self, pause: Pause) -> Result<()> {
+        match self {
+            Self::Native(cluster) => {
+                cluster.node(2).pause_agent();
+                if pause == Pause::Both {
+                    cluster.node(1).pause_agent();
+                }
+            }
+            Self::Pglogical { subscriber, .. } => {
+                let stop = "select pglogical.alter_subscription_disable('bench', true)";
+                subscriber.server().try_rows(stop).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets everything go on. Returns as soon as it has been told.
+    pub(super) async fn resume(&self) -> Result<()> {
+        match self {
+            Self::Native(cluster) => {
+                cluster.node(1).resume();
+                cluster.node(2).resume();
+            }
+            Self::Pglogical { subscriber, .. } => {
+                let go = "select pglogical.alter_subscription_enable('bench', true)";
+                subscriber.server().try_rows(go).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The major version of the servers.
+    pub(super) async fn major(&self) -> Result<u16> {
+        let number = self.origin().try_rows("show server_version_num").await?.concat();
+        Ok(number.parse::<u32>().context("the server's version")?.div_euclid(10_000) as u16)
+    }
+
+    /// The settings of the servers, as lines of a configuration.
+    pub(super) async fn settings(&self) -> Result<String> {
+        Ok(self.origin().try_rows(SETTINGS).await?.join("\n"))
+    }
+
+    /// The version of the extension.
+    pub(super) async fn version(&self) -> Result<String> {
+        let version = "select extversion from pg_extension where extname = 'pglogical'";
+        Ok(self.origin().try_rows(version).await?.concat())
+    }
+}
+
+async fn server(name: &str, programs: &Path, settings: &str) -> Result<Postgres> {
+    let settings = format!(
+        "{settings}\nwal_level = logical\nshared_preload_libraries = 'pglogical'\nmax_worker_processes = 20\n\
+         max_replication_slots = 20\nmax_wal_senders = 20"
+    );
+    let started = Postgres::start(name, programs, &settings, PASSWORD).await?;
+    allow_output_plugin(started.server()).await?;
+    Ok(started)
+}
+
+/// Newer minor releases list the output plugins that may be used; pglogical's is not among them.
+async fn allow_output_plugin(server: &Server) -> Result<()> {
+    let name = "output_plugin_libraries";
+    let known = server.try_rows(&format!("select current_setting('{name}', true)")).await?.concat();
+    let settings = format!("select count(*) from pg_settings where name = '{name}'");
+    if server.try_rows(&settings).await?.concat() == "0" {
+        return Ok(());
+    }
+    let list = [known.as_str(), "pglogical_output"].map(str::trim).join(", ");
+    let list = list.trim_start_matches(", ");
+    server.try_rows(&format!("alter system set {name} = {list}")).await?;
+    server.try_rows("select pg_reload_conf()").await?;
+    Ok(())
+}
