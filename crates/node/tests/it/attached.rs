@@ -27,23 +27,29 @@ fn attached(server: &Server, password: &str) -> Cluster {
     node.configure("postgres.mode", "attached");
     node.configure("postgres.url", url);
     node.configure("postgres.password_file", "");
+    // The members are told where the server really is.
+    let file = node.folder().join("agent.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (planned, real) = (node.server().port, server.port);
+    let text = text.replace(&format!("127.0.0.1:{planned}"), &format!("127.0.0.1:{real}"));
+    std::fs::write(&file, text).unwrap();
     cluster
 }
 
-/// Starts the agent, which may refuse or wait, and waits until its log names `words`.
+/// Starts the agent, which may refuse or wait, and waits until its log or its readiness names `words`.
 async fn complains(cluster: &Cluster, words: &[&str]) {
     let node = cluster.node(1);
     node.start();
     eventually(&format!("the agent names {words:?}"), NOTICED, async || {
-        let log = node.log();
-        match words.iter().find(|word| !log.contains(**word)) {
+        let ready = node.try_http(synapsedb_dev::HttpPort::Raft, "/ready").await;
+        assert!(!matches!(ready, Ok((200, _))), "a server that does not fit is not ready");
+        let said = format!("{}{}", node.log(), ready.map_or(String::new(), |(_, text)| text));
+        match words.iter().find(|word| !said.contains(**word)) {
             None => Ok(()),
-            Some(word) => Err(format!("{word} is not named:\n{}", node.log_tail())),
+            Some(word) => Err(format!("{word} is not named:\n{said}")),
         }
     })
     .await;
-    let ready = node.try_http(synapsedb_dev::HttpPort::Raft, "/ready").await;
-    assert!(!matches!(ready, Ok((200, _))), "a server that does not fit is not ready");
 }
 
 #[tokio::test(flavor = "multi_thread")]
