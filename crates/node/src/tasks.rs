@@ -38,6 +38,8 @@ impl Tasks {
     /// The error of the first component that ended by itself: a component never does that when all is well.
     pub async fn run(mut self, grace: Duration) -> Result<()> {
         let first = tokio::select! {
+            // Asked first: components that end because they were told to have not failed.
+            biased;
             () = self.shutdown.cancelled() => Ok(()),
             Some(ended) = self.set.join_next() => Err(match ended {
                 Ok((name, Ok(()))) => anyhow!("component {name} ended without being asked to"),

@@ -129,6 +129,7 @@ async fn fetchers(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             fetching.spawn(fetch::run(shared.clone(), origin, incarnation, token));
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => break,
             changed = state.changed() => changed.context("the cluster state is gone")?,
             Some(ended) = fetching.join_next() => {

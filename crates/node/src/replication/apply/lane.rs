@@ -209,7 +209,7 @@ impl<'a> Lane<'a> {
             if let Some(frame) = self.reader.try_next()? {
                 return Ok(frame);
             }
-            let busy = self.session.in_flight() > 0;
+            let busy = self.session.busy();
             tokio::select! {
                 biased;
                 outcome = self.session.outcome(), if busy => {
@@ -328,7 +328,7 @@ impl<'a> Lane<'a> {
 
     /// Waits for `event` or for an outcome, whichever comes first.
     async fn wait(&mut self, event: impl Future<Output = Result<()>>) -> Step<()> {
-        let busy = self.session.in_flight() > 0;
+        let busy = self.session.busy();
         let outcome = tokio::select! {
             biased;
             outcome = self.session.outcome(), if busy => outcome?,

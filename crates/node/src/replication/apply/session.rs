@@ -83,6 +83,11 @@ impl Session {
         }
     }
 
+    /// Whether [`Session::outcome`] will have an outcome: one that is here already, or of a transaction in flight.
+    pub(crate) fn busy(&self) -> bool {
+        self.in_flight > 0 || !self.outcomes.is_empty()
+    }
+
     /// Transactions that were sent and not yet answered.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
