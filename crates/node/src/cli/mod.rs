@@ -8,6 +8,7 @@ mod init;
 mod logs;
 mod progress;
 mod psql;
+mod sample;
 mod status;
 mod table;
 mod up;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::progress::Progress;
-use super::{Data, FAILURE, endpoints, init, logs};
+use super::{Data, FAILURE, endpoints, init, logs, sample};
 use crate::layout::{Cluster, Node, ports};
 use crate::postgres::Binaries;
 use crate::process::Process;
@@ -202,8 +202,10 @@ fn wait_with(
             }
         }
         let Some((node, why)) = waiting else {
+            progress.tell("Making the sample tables");
+            let made = super::runtime().and_then(|runtime| runtime.block_on(sample::make(cluster)));
             progress.clear();
-            return Ok(());
+            return made.map_err(|error| NotReady { reason: format!("{error:#}"), node: None });
         };
         progress.tell(&format!("Waiting for node {node}: {why}"));
         let failed = |reason: String| NotReady { reason, node: Some(node) };

@@ -56,10 +56,14 @@ fn every_problem_is_told_with_its_line() {
 
 #[test]
 fn numbers_that_do_not_fit() {
-    refuses("[postgres]\nport = 70000\nhba = [1, 2]\nsettings = \"x\"\n", &[], expect![[r#"
+    refuses(
+        "[postgres]\nport = 70000\nhba = [1, 2]\nsettings = \"x\"\n",
+        &[],
+        expect![[r#"
         agent.toml:13: postgres.port: is integer 70000; expected a whole number from 0 to 65535
         agent.toml:14: postgres.hba.0: is integer 1; expected a text in quotes
-        agent.toml:15: postgres.settings: is string "x"; expected a section"#]]);
+        agent.toml:15: postgres.settings: is string "x"; expected a section"#]],
+    );
 }
 
 #[test]
@@ -74,10 +78,14 @@ fn missing_keys() {
 
 #[test]
 fn no_toml_at_all() {
-    refuses("[postgres\nport = = 3\n", &[], expect![[r#"
+    refuses(
+        "[postgres\nport = = 3\n",
+        &[],
+        expect![[r#"
         agent.toml:12: is not TOML: unclosed table, expected `]`
         agent.toml:13: is not TOML: extra `=`, expected nothing
-        agent.toml:13: is not TOML: unexpected key or value, expected newline, `#`"#]]);
+        agent.toml:13: is not TOML: unexpected key or value, expected newline, `#`"#]],
+    );
 }
 
 #[test]
@@ -93,18 +101,33 @@ fn members_are_checked() {
     );
     let other = GOOD.replace("[node]\nid = 1", "[node]\nid = 2");
     let problems = AgentConfig::parse("agent.toml", &other, &[]).unwrap_err();
-    expect!["agent.toml:7: member: there is no [[member]] with the id 2 of this node"].assert_eq(&problems.to_string());
+    expect!["agent.toml:7: member: there is no [[member]] with the id 2 of this node"]
+        .assert_eq(&problems.to_string());
 }
 
 #[test]
 fn modes_need_their_keys() {
-    refuses("[postgres]\nmode = \"attached\"\n", &[], expect![[r#"agent.toml:13: postgres.mode: is "attached", but there is no postgres.url to attach to; set it to postgresql://user@host:port/database"#]]);
+    refuses(
+        "[postgres]\nmode = \"attached\"\n",
+        &[],
+        expect![[
+            r#"agent.toml:13: postgres.mode: is "attached", but there is no postgres.url to attach to; set it to postgresql://user@host:port/database"#
+        ]],
+    );
     refuses(
         "[postgres]\nmode = \"attached\"\nurl = \"postgresql://h:1/d\"\n",
         &[],
-        expect!["agent.toml:14: postgres.url: names no user; expected postgresql://user@host:port/database"],
+        expect![
+            "agent.toml:14: postgres.url: names no user; expected postgresql://user@host:port/database"
+        ],
     );
-    refuses("[postgres]\nurl = \"postgresql://u@h:1/d\"\n", &[], expect![[r#"agent.toml:13: postgres.url: is for mode = "attached" only; set the mode or remove the url"#]]);
+    refuses(
+        "[postgres]\nurl = \"postgresql://u@h:1/d\"\n",
+        &[],
+        expect![[
+            r#"agent.toml:13: postgres.url: is for mode = "attached" only; set the mode or remove the url"#
+        ]],
+    );
     let url = "[postgres]\nmode = \"attached\"\nurl = \"postgresql://u@h:1/d\"\n";
     assert!(parse(url, &[]).is_ok());
 }
