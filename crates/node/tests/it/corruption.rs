@@ -67,7 +67,7 @@ async fn a_flipped_bit_in_the_spool_is_found() {
     complains(&log);
     assert!(log.contains(".seg"), "the file is not named:\n{log}");
     let wrong = "select count(*) from spooled where v not like 'a value to be found %'";
-    synapsedb_dev::eventually("node 3 answers", NOTICED, async || {
+    synapsedb_dev::eventually("node 3 shows no wrong row", NOTICED, async || {
         cluster.node(3).shows(wrong, &["0"]).await
     })
     .await;
