@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use prometheus_client::registry::Registry;
 use synapsedb_core::state::Addresses;
 use tokio::sync::watch;
 
 use crate::config::AgentConfig;
 use crate::failover::Registration;
 use crate::http::{self, Parts, Port, StatusSource};
+use crate::layout::Identity;
 use crate::tasks::{Shutdown, Tasks};
 use crate::{failover, gossip, metrics, peers, postgres, raft, replication, router, tls};
 
@@ -19,34 +21,70 @@ use crate::{failover, gossip, metrics, peers, postgres, raft, replication, route
 /// What kept a component from starting, or the error of the first one that failed. The data is untouched by either:
 /// the next start is the recovery.
 pub async fn run(config: AgentConfig, stop: Shutdown) -> Result<()> {
-    let identity = config.identity()?;
-    let addresses = config.peer_addresses();
-    let own = config.own_member().cloned().context("node.id has no [[member]] table")?;
     let grace = Duration::from_millis(config.node.stop_timeout_ms);
     let mut registry = metrics::registry();
     let mut tasks = Tasks::new(stop);
+    let ground = Ground::start(&config, &mut tasks, &mut registry).await?;
+    start_services(config, ground, &mut tasks, registry)?;
+    tasks.run(grace).await
+}
 
-    // The server beside this agent. It needs nobody, and starting it takes longest.
-    let (postgres, task) = postgres::new(config.postgres, &mut registry)?;
-    tasks.spawn("postgres", |stop| task.run(stop));
+/// What everything else stands on: the server, the ways to the peers, and what is known and decided with them.
+struct Ground {
+    identity: Identity,
+    postgres: postgres::Handle,
+    tls: tls::Handle,
+    peers: peers::Handle,
+    gossip: gossip::Handle,
+    raft: raft::Handle,
+}
 
-    // Who we are, and whom we believe.
-    let tls = tls::load(&config.tls, &identity)?;
+impl Ground {
+    async fn start(
+        config: &AgentConfig,
+        tasks: &mut Tasks,
+        registry: &mut Registry,
+    ) -> Result<Self> {
+        let identity = config.identity()?;
+        let addresses = config.peer_addresses();
 
-    // The only way to other agents.
-    let (peers, task) =
-        peers::new(config.peers, identity.clone(), addresses.clone(), &tls, &mut registry)?;
-    tasks.spawn("peers", |stop| task.run(stop));
+        // The server beside this agent. It needs nobody, and starting it takes longest.
+        let (postgres, task) = postgres::new(config.postgres.clone(), registry)?;
+        tasks.spawn("postgres", |stop| task.run(stop));
 
-    // Who is alive: evidence, never a decision.
-    let (gossip, task) =
-        gossip::new(config.gossip, identity.clone(), addresses.clone(), &tls, &mut registry)?;
-    tasks.spawn("gossip", |stop| task.run(stop));
+        // Who we are, and whom we believe.
+        let tls = tls::load(&config.tls, &identity)?;
 
-    // What the cluster intends: the only decisions.
-    let (raft, task) =
-        raft::new(config.raft, identity.clone(), addresses, peers.clone(), &mut registry).await?;
-    tasks.spawn("raft", |stop| task.run(stop));
+        // The only way to other agents.
+        let listen = config.peers.clone();
+        let (peers, task) =
+            peers::new(listen, identity.clone(), addresses.clone(), &tls, registry)?;
+        tasks.spawn("peers", |stop| task.run(stop));
+
+        // Who is alive: evidence, never a decision.
+        let limits = config.gossip.clone();
+        let (gossip, task) =
+            gossip::new(limits, identity.clone(), addresses.clone(), &tls, registry)?;
+        tasks.spawn("gossip", |stop| task.run(stop));
+
+        // What the cluster intends: the only decisions.
+        let limits = config.raft.clone();
+        let (raft, task) =
+            raft::new(limits, identity.clone(), addresses, peers.clone(), registry).await?;
+        tasks.spawn("raft", |stop| task.run(stop));
+
+        Ok(Self { identity, postgres, tls, peers, gossip, raft })
+    }
+}
+
+fn start_services(
+    config: AgentConfig,
+    ground: Ground,
+    tasks: &mut Tasks,
+    mut registry: Registry,
+) -> Result<()> {
+    let own = config.own_member().cloned().context("node.id has no [[member]] table")?;
+    let Ground { identity, postgres, tls, peers, gossip, raft } = ground;
 
     // The rows.
     let (replication, task) = replication::new(
@@ -81,33 +119,50 @@ pub async fn run(config: AgentConfig, stop: Shutdown) -> Result<()> {
     tasks.spawn("router", |stop| task.run(stop));
 
     // Where people and programs look.
-    let parts = Parts {
-        identity,
-        routes: vec![
-            (Port::Raft, raft::api::routes(raft.clone())),
-            (Port::Raft, replication::api::routes(replication.clone())),
-            (Port::Gossip, gossip::api::routes(gossip.clone())),
-        ],
-        documents: vec![
-            raft::api::document(),
-            replication::api::document(),
-            gossip::api::document(),
-        ],
-        registry: Arc::new(registry),
-        ready: readiness(&postgres, &raft, &replication),
-        status: vec![
-            ("postgres", source(move || postgres.status())),
-            ("gossip", source(move || gossip.status())),
-            ("raft", source(move || raft.status())),
-            ("replication", source(move || replication.status())),
-            ("failover", source(move || failover.status())),
-            ("router", source(move || router.status())),
-        ],
-    };
-    let (_http, task) = http::new(config.http, parts)?;
+    let shown = Shown { identity, postgres, gossip, raft, replication, failover, router };
+    let (_http, task) = http::new(config.http, shown.parts(registry))?;
     tasks.spawn("http", |stop| task.run(stop));
+    Ok(())
+}
 
-    tasks.run(grace).await
+/// The components that `/status` and the other routes show.
+struct Shown {
+    identity: Identity,
+    postgres: postgres::Handle,
+    gossip: gossip::Handle,
+    raft: raft::Handle,
+    replication: replication::Handle,
+    failover: failover::Handle,
+    router: router::Handle,
+}
+
+impl Shown {
+    fn parts(self, registry: Registry) -> Parts {
+        let Self { identity, postgres, gossip, raft, replication, failover, router } = self;
+        Parts {
+            identity,
+            routes: vec![
+                (Port::Raft, raft::api::routes(raft.clone())),
+                (Port::Raft, replication::api::routes(replication.clone())),
+                (Port::Gossip, gossip::api::routes(gossip.clone())),
+            ],
+            documents: vec![
+                raft::api::document(),
+                replication::api::document(),
+                gossip::api::document(),
+            ],
+            registry: Arc::new(registry),
+            ready: readiness(&postgres, &raft, &replication),
+            status: vec![
+                ("postgres", source(move || postgres.status())),
+                ("gossip", source(move || gossip.status())),
+                ("raft", source(move || raft.status())),
+                ("replication", source(move || replication.status())),
+                ("failover", source(move || failover.status())),
+                ("router", source(move || router.status())),
+            ],
+        }
+    }
 }
 
 /// What must hold before this node counts as ready, in the order in which a person would look.

@@ -40,6 +40,12 @@ pub(super) fn text(cluster: &Cluster, node: &Node) -> String {
         deadlock = ports.deadlock,
         backup = ports.backup,
     );
+    members(&mut text, cluster);
+    text
+}
+
+/// One table per node, this one included.
+fn members(text: &mut String, cluster: &Cluster) {
     for member in &cluster.nodes {
         let Node { id, ports, .. } = member;
         let _ = write!(
@@ -48,5 +54,4 @@ pub(super) fn text(cluster: &Cluster, node: &Node) -> String {
             ports.peers, ports.postgres, ports.raft
         );
     }
-    text
 }

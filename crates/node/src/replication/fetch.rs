@@ -21,7 +21,8 @@ use crate::tasks::Shutdown;
 
 /// Fetches one origin for as long as the agent runs.
 ///
-/// A spool that turns out to be corrupt is set aside and fetched anew: whoever sent it has it until all have applied it.
+/// A spool that turns out to be corrupt is set aside and fetched anew: whoever sent it keeps it until all have applied
+/// it.
 ///
 /// # Errors
 /// Its spool here belongs to another cluster or node, or is in use.

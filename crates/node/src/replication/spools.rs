@@ -31,7 +31,7 @@ impl Spools {
     pub(crate) fn new(config: &super::Config, identity: &Identity) -> Result<Self> {
         let spools = Self {
             dir: config.spool_dir.clone(),
-            limits: config.spool.clone(),
+            limits: config.spool,
             identity: identity.clone(),
             open: watch::Sender::new(BTreeMap::new()),
             corrupt: Mutex::default(),
@@ -49,7 +49,7 @@ impl Spools {
     pub(crate) fn open(&self, origin: NodeId, incarnation: Incarnation) -> Result<Writer> {
         let dir = self.path(origin, incarnation);
         let id = SpoolId { cluster: self.identity.cluster_id, origin, incarnation };
-        let (writer, spool) = spool::open(&dir, id, self.limits.clone())?;
+        let (writer, spool) = spool::open(&dir, id, self.limits)?;
         self.open.send_modify(|open| {
             open.insert(origin, (incarnation, spool));
         });

@@ -160,7 +160,7 @@ impl Board {
 
     pub(crate) fn blocked(&self, origin: NodeId, lsn: Lsn, reason: &str) {
         if self.set(origin, LaneState::Blocked(lsn, reason.to_owned())) {
-            tracing::error!(%origin, %lsn, "the transaction cannot be applied, the stream of this node waits: {reason}");
+            tracing::error!(%origin, %lsn, "the transaction cannot be applied, its stream waits: {reason}");
         }
     }
 

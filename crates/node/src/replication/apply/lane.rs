@@ -6,30 +6,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
-use synapsedb_core::change::{Change, Relation, Tuple};
 use synapsedb_core::delivery::{self, Delivery, TransactionPoint};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::time::Timestamp;
 use synapsedb_pg::conn::Connection;
-use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 use synapsedb_pg::wire::backend::ServerError;
 
-use super::plan::{LocalColumn, Plan, Shape, VersionCheck};
+use super::plan::{Plan, VersionCheck};
 use super::session::{Outcome, Parameter, Purpose, Session, text};
+use super::write::Batch;
 use super::{Skipped, Source};
-use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::spool::{Frame, Header, Reader};
 use crate::replication::{Shared, origin_name, parse_origin_name};
 
 /// Bytes of statements that may wait in memory before they are sent.
 const UNSENT_BYTES: usize = 64 << 10;
-
-/// Rows from which on a run of inserts goes as arrays: below, the single statements cost less.
-const BATCH_ROWS_MIN: usize = 4;
-
-/// Bytes of rows that one batch holds at most.
-const BATCH_BYTES: usize = 1 << 20;
 
 /// How often a lane that waits for a wrong clock looks again.
 const CLOCK_RECHECK: Duration = Duration::from_millis(100);
@@ -58,7 +50,7 @@ impl Failure {
 }
 
 /// How a step of a lane ends: it goes on, a transaction failed, or the connection or the spool did.
-enum Stop {
+pub(super) enum Stop {
     Failed(Box<Failure>),
     Broken(anyhow::Error),
 }
@@ -69,40 +61,32 @@ impl<E: Into<anyhow::Error>> From<E> for Stop {
     }
 }
 
-type Step<T> = Result<T, Stop>;
-
-/// A run of inserts into one table.
-#[derive(Default)]
-struct Batch {
-    plan: usize,
-    rows: Vec<Bytes>,
-    bytes: usize,
-}
+pub(super) type Step<T> = Result<T, Stop>;
 
 pub(crate) struct Lane<'a> {
-    shared: &'a Arc<Shared>,
-    source: &'a Source,
-    skipped: &'a Skipped,
-    session: Session,
-    reader: Reader,
-    check: VersionCheck,
-    plans: Vec<Plan>,
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) source: &'a Source,
+    pub(super) skipped: &'a Skipped,
+    pub(super) session: Session,
+    pub(super) reader: Reader,
+    pub(super) check: VersionCheck,
+    pub(super) plans: Vec<Plan>,
     /// Plans by the very bytes of the relation message: another description is another plan.
-    known: HashMap<Bytes, usize>,
+    pub(super) known: HashMap<Bytes, usize>,
     /// The relations that the current transaction has named: by OID of the origin.
-    current: HashMap<u32, (Bytes, Option<usize>)>,
-    batch: Batch,
+    pub(super) current: HashMap<u32, (Bytes, Option<usize>)>,
+    pub(super) batch: Batch,
     /// The last transaction that was sent.
-    sent: Lsn,
+    pub(super) sent: Lsn,
     /// The transaction that is being sent.
-    open: Option<Lsn>,
+    pub(super) open: Option<Lsn>,
     /// Its commit time as SQL.
-    time: Vec<u8>,
+    pub(super) time: Vec<u8>,
     /// The tags of its DDL statements so far.
-    ddl_tags: Vec<String>,
+    pub(super) ddl_tags: Vec<String>,
     /// The table whose creation was looked up ahead of its place in the transaction.
-    created_ahead: Vec<(String, String)>,
-    applied_any: bool,
+    pub(super) created_ahead: Vec<(String, String)>,
+    pub(super) applied_any: bool,
 }
 
 impl<'a> Lane<'a> {
@@ -245,13 +229,13 @@ impl<'a> Lane<'a> {
         }))
     }
 
-    fn refuse(&self, reason: String) -> Stop {
+    pub(super) fn refuse(&self, reason: String) -> Stop {
         let commit_lsn = self.open.unwrap_or(self.sent);
         Stop::Failed(Box::new(Failure { commit_lsn, error: None, reason, ddl: None }))
     }
 
     /// Which transaction failed: the first whose outcome says so, else the open one.
-    async fn failure(&mut self) -> Stop {
+    pub(super) async fn failure(&mut self) -> Stop {
         while let Some(outcome) = self.session.known_outcome() {
             if let Err(stop) = self.settle(outcome) {
                 return stop;
@@ -337,251 +321,6 @@ impl<'a> Lane<'a> {
         self.settle(outcome)
     }
 
-    async fn message(&mut self, raw: Bytes) -> Step<()> {
-        match raw.first() {
-            Some(b'I') => {
-                let relation = relation_id(&raw);
-                let plan = self.plan(relation).await?;
-                let full = self.batch.rows.len() >= self.shared.config.apply_batch_rows
-                    || self.batch.bytes >= BATCH_BYTES;
-                if self.batch.plan != plan || full {
-                    self.flush_batch()?;
-                }
-                self.batch.plan = plan;
-                self.batch.bytes += raw.len();
-                self.batch.rows.push(raw);
-                Ok(())
-            }
-            Some(b'R') => {
-                let relation = relation_id(&raw);
-                let plan = self.known.get(&raw).copied();
-                self.current.insert(relation, (raw, plan));
-                Ok(())
-            }
-            _ => {
-                self.flush_batch()?;
-                self.other_message(&raw).await
-            }
-        }
-    }
-
-    async fn other_message(&mut self, raw: &Bytes) -> Step<()> {
-        match pgoutput::decode(raw).context("decode a spooled message")? {
-            Message::Change(Change::Update { relation, old, new }) => {
-                let plan = self.plan(relation).await?;
-                self.fits(plan, &new)?;
-                let time = std::mem::take(&mut self.time);
-                let (shape, parameters) =
-                    self.plans[plan].update_parameters(old.as_ref(), &new, &time);
-                let sent = self.row(plan, &shape, &parameters);
-                self.time = time;
-                sent
-            }
-            Message::Change(Change::Delete { relation, old }) => {
-                let plan = self.plan(relation).await?;
-                let parameters = self.plans[plan].delete_parameters(&old);
-                self.row(plan, &Shape::Delete, &parameters)
-            }
-            Message::Change(Change::Truncate { relations, restart_identity, .. }) => {
-                self.truncate(&relations, restart_identity).await
-            }
-            Message::LogicalMessage { prefix, content, .. } if prefix == DDL_PREFIX => {
-                let ddl = Ddl::parse(content)?;
-                self.ddl(&ddl).await
-            }
-            // Inserts are batched; the rest is no part of a spooled transaction.
-            Message::Change(Change::Insert { .. })
-            | Message::LogicalMessage { .. }
-            | Message::Begin { .. }
-            | Message::Commit { .. }
-            | Message::Origin { .. }
-            | Message::Relation(_)
-            | Message::Type { .. } => Ok(()),
-        }
-    }
-
-    fn fits(&self, plan: usize, row: &Tuple<'_>) -> Step<()> {
-        let width = self.plans[plan].width();
-        if row.len() == width {
-            return Ok(());
-        }
-        let table = self.plans[plan].table();
-        Err(self.refuse(format!("a row of {table} has {} columns, not {width}", row.len())))
-    }
-
-    fn row(&mut self, plan: usize, shape: &Shape, parameters: &[Parameter<'_>]) -> Step<()> {
-        let (name, sql) = self.plans[plan].statement(shape);
-        if let Some(sql) = sql {
-            self.session.prepare(&name, &sql)?;
-        }
-        self.session.execute(&name, parameters, Purpose::Row)?;
-        Ok(())
-    }
-
-    fn flush_batch(&mut self) -> Step<()> {
-        let batch = std::mem::take(&mut self.batch);
-        let mut rows = Vec::with_capacity(batch.rows.len());
-        for raw in &batch.rows {
-            let Message::Change(Change::Insert { new, .. }) =
-                pgoutput::decode(raw).context("decode a spooled row")?
-            else {
-                return Err(anyhow!("a spooled message of kind I is no insert").into());
-            };
-            self.fits(batch.plan, &new)?;
-            rows.push(new);
-        }
-        let time = std::mem::take(&mut self.time);
-        let sent = if rows.len() < BATCH_ROWS_MIN {
-            rows.iter().try_for_each(|row| {
-                let parameters = self.plans[batch.plan].insert_parameters(row, &time);
-                self.row(batch.plan, &Shape::Insert, &parameters)
-            })
-        } else {
-            self.insert_many(batch.plan, &rows, &time)
-        };
-        self.time = time;
-        sent
-    }
-
-    fn insert_many(&mut self, plan: usize, rows: &[Tuple<'_>], time: &[u8]) -> Step<()> {
-        let arrays = self.plans[plan].insert_many_parameters(rows)?;
-        let mut parameters: Vec<_> = arrays.iter().map(|array| Parameter::Binary(array)).collect();
-        if self.plans[plan].has_versions() {
-            parameters.push(Parameter::Text(time));
-        }
-        let (name, sql) = self.plans[plan].statement(&Shape::InsertMany);
-        if let Some(sql) = sql {
-            self.session.prepare(&name, &sql)?;
-        }
-        self.session.execute(&name, &parameters, Purpose::Other)?;
-        Ok(())
-    }
-
-    async fn truncate(&mut self, relations: &[u32], restart_identity: bool) -> Step<()> {
-        let mut tables = Vec::with_capacity(relations.len());
-        for relation in relations {
-            // A table of the internal schema was left out by the publisher.
-            if self.current.contains_key(relation) {
-                let plan = self.plan(*relation).await?;
-                tables.push(self.plans[plan].table().to_owned());
-            }
-        }
-        let restart = if restart_identity { " restart identity" } else { "" };
-        let sql = format!("truncate only {}{restart}", tables.join(", only "));
-        self.session.prepare("", &sql)?;
-        self.session.execute("", &[], Purpose::Other)?;
-        Ok(())
-    }
-
-    async fn ddl(&mut self, ddl: &Ddl) -> Step<()> {
-        let index = self.ddl_tags.len();
-        self.ddl_tags.push(ddl.tag.clone());
-        let commit_lsn = self.open.unwrap_or(self.sent);
-        if self.skipped.contains(&(commit_lsn, index)) {
-            return Ok(());
-        }
-        if ddl.creates.as_ref().is_some_and(|table| self.created_ahead.contains(table)) {
-            return Ok(());
-        }
-        match ddl.statement() {
-            Ok(Some(statement)) => self.run_ddl(ddl, &statement, index).await,
-            Ok(None) => Ok(()),
-            Err(error) => Err(self.refuse(format!("{}: {error:#}", ddl.tag))),
-        }
-    }
-
-    async fn run_ddl(&mut self, ddl: &Ddl, statement: &str, index: usize) -> Step<()> {
-        let run =
-            [&ddl.role, &ddl.search_path, statement].map(|text| Parameter::Text(text.as_bytes()));
-        self.session.execute("ddl", &run, Purpose::Ddl(index))?;
-        // Waited for, since what follows may depend on the catalogs as they are now.
-        if self.session.lookup("ddl_done", &[]).await?.is_none() {
-            return Err(self.failure().await);
-        }
-        self.known.clear();
-        self.current.values_mut().for_each(|(_, plan)| *plan = None);
-        self.shared.metrics.applied_ddl.inc();
-        Ok(())
-    }
-
-    /// The plan for a relation that this transaction has named, made when it is first needed.
-    async fn plan(&mut self, relation: u32) -> Step<usize> {
-        let Some((raw, plan)) = self.current.get(&relation) else {
-            return Err(self.refuse(format!("the stream changes relation {relation} unnamed")));
-        };
-        if let Some(plan) = plan {
-            return Ok(*plan);
-        }
-        let raw = raw.clone();
-        let Message::Relation(described) = pgoutput::decode(&raw).context("decode a relation")?
-        else {
-            return Err(self.refuse("a spooled message of kind R is no relation".to_owned()));
-        };
-        let mut columns = self.local_columns(&described).await?;
-        if columns.is_empty() && self.create_ahead(&described).await? {
-            columns = self.local_columns(&described).await?;
-        }
-        if columns.is_empty() {
-            return Err(self.refuse(format!(
-                "there is no table {}.{} here: create it as at the origin, and the stream goes on",
-                described.schema, described.name
-            )));
-        }
-        let number = self.plans.len();
-        let plan = Plan::new(number, &described, &columns, self.check.clone())
-            .map_err(|error| self.refuse(error.to_string()))?;
-        self.plans.push(plan);
-        self.known.insert(raw.clone(), number);
-        self.current.insert(relation, (raw, Some(number)));
-        Ok(number)
-    }
-
-    async fn local_columns(&mut self, relation: &Relation) -> Step<Vec<LocalColumn>> {
-        let parameters = [
-            Parameter::Text(relation.schema.as_bytes()),
-            Parameter::Text(relation.name.as_bytes()),
-        ];
-        let Some(rows) = self.session.lookup("table", &parameters).await? else {
-            return Err(self.failure().await);
-        };
-        let columns = rows.iter().map(|row| {
-            Ok(LocalColumn {
-                name: text(row, 1)?.to_owned(),
-                type_name: text(row, 2)?.to_owned(),
-                always_identity: text(row, 3)? == "t",
-                generated: text(row, 4)? == "t",
-                in_primary_key: text(row, 5)? == "t",
-            })
-        });
-        Ok(columns.collect::<Result<_>>()?)
-    }
-
-    /// `CREATE TABLE AS`: its rows come before the message that creates the table. The transaction is whole in the
-    /// spool, so the message is found ahead.
-    async fn create_ahead(&mut self, relation: &Relation) -> Step<bool> {
-        let wanted = (relation.schema.clone(), relation.name.clone());
-        let mut ahead = self.source.spool.reader_after(self.sent)?;
-        while let Some(frame) = ahead.try_next()? {
-            for message in frame.messages().filter(|message| message.first() == Some(&b'M')) {
-                let Message::LogicalMessage { prefix: DDL_PREFIX, content, .. } =
-                    pgoutput::decode(&message).context("decode a spooled message")?
-                else {
-                    continue;
-                };
-                let ddl = Ddl::parse(content)?;
-                if ddl.creates.as_ref() == Some(&wanted) {
-                    self.run_ddl(&ddl, &ddl.query, 0).await?;
-                    self.created_ahead.push(wanted);
-                    return Ok(true);
-                }
-            }
-            if frame.is_last() {
-                break;
-            }
-        }
-        Ok(false)
-    }
-
     async fn end(&mut self) -> Step<()> {
         self.flush_batch()?;
         if let Some(commit_lsn) = self.open.take() {
@@ -617,10 +356,6 @@ async fn sleep(duration: Duration) -> Result<()> {
 fn now() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_unix_us(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
-}
-
-fn relation_id(raw: &[u8]) -> u32 {
-    raw.get(1..5).map_or(0, |id| u32::from_be_bytes([id[0], id[1], id[2], id[3]]))
 }
 
 /// The instant as PostgreSQL reads it in any session.

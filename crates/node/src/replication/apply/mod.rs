@@ -3,11 +3,13 @@
 //! A *lane* is the applier of one origin. All lanes of a *generation* share what the server said it has applied; when
 //! the server goes away, the generation ends and the next one asks it again.
 
+mod catalog;
 mod lane;
 mod plan;
 mod session;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

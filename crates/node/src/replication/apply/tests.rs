@@ -35,7 +35,20 @@ fn check() -> VersionCheck {
 
 fn sql(plan: &mut Plan, shape: &Shape, expected: Expect) {
     let (_, sql) = plan.statement(shape);
-    expected.assert_eq(&sql.unwrap());
+    let clauses = [
+        " select ",
+        " values ",
+        " from ",
+        " where ",
+        " on conflict ",
+        " do update ",
+        " or ",
+        " and ",
+    ];
+    let lines = clauses
+        .iter()
+        .fold(sql.unwrap(), |sql, clause| sql.replace(clause, &format!("\n{}", &clause[1..])));
+    expected.assert_eq(&lines);
     let (_, again) = plan.statement(shape);
     assert_eq!(again, None, "a statement is prepared once");
 }
@@ -49,32 +62,60 @@ fn a_table_with_a_key_compares_versions() {
     sql(
         &mut plan,
         &Shape::Insert,
-        expect![[
-            r#"insert into "public"."t" as t ("id", "v") overriding system value values ($1, $2) on conflict ("id") do update set "v" = excluded."v" where (select v.roident = 1 or v."timestamp" < $3::timestamptz or (v."timestamp" = $3::timestamptz and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2) from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#
-        ]],
+        expect![[r#"
+            insert into "public"."t" as t ("id", "v") overriding system value
+            values ($1, $2)
+            on conflict ("id")
+            do update set "v" = excluded."v"
+            where (select v.roident = 1
+            or v."timestamp" < $3::timestamptz
+            or (v."timestamp" = $3::timestamptz
+            and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
+            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
     );
     sql(
         &mut plan,
         &Shape::InsertMany,
-        expect![[
-            r#"insert into "public"."t" as t ("id", "v") overriding system value select u.c1::integer, u.c2::character varying(10) from unnest($1::text[], $2::text[]) as u(c1, c2) on conflict ("id") do update set "v" = excluded."v" where (select v.roident = 1 or v."timestamp" < $3::timestamptz or (v."timestamp" = $3::timestamptz and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2) from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#
-        ]],
+        expect![[r#"
+            insert into "public"."t" as t ("id", "v") overriding system value
+            select u.c1::integer, u.c2::character varying(10)
+            from unnest($1::text[], $2::text[]) as u(c1, c2)
+            on conflict ("id")
+            do update set "v" = excluded."v"
+            where (select v.roident = 1
+            or v."timestamp" < $3::timestamptz
+            or (v."timestamp" = $3::timestamptz
+            and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
+            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
     );
     sql(
         &mut plan,
         &Shape::Update(vec![true, true]),
-        expect![[
-            r#"update "public"."t" as t set "id" = $1, "v" = $2 where t."id" = $3 and (select v.roident = 1 or v."timestamp" < $4::timestamptz or (v."timestamp" = $4::timestamptz and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2) from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#
-        ]],
+        expect![[r#"
+            update "public"."t" as t set "id" = $1, "v" = $2
+            where t."id" = $3
+            and (select v.roident = 1
+            or v."timestamp" < $4::timestamptz
+            or (v."timestamp" = $4::timestamptz
+            and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
+            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
     );
     sql(
         &mut plan,
         &Shape::Update(vec![true, false]),
-        expect![[
-            r#"update "public"."t" as t set "id" = $1 where t."id" = $2 and (select v.roident = 1 or v."timestamp" < $3::timestamptz or (v."timestamp" = $3::timestamptz and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2) from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#
-        ]],
+        expect![[r#"
+            update "public"."t" as t set "id" = $1
+            where t."id" = $2
+            and (select v.roident = 1
+            or v."timestamp" < $3::timestamptz
+            or (v."timestamp" = $3::timestamptz
+            and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
+            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
     );
-    sql(&mut plan, &Shape::Delete, expect![[r#"delete from "public"."t" as t where t."id" = $1"#]]);
+    sql(&mut plan, &Shape::Delete, expect![[r#"
+        delete
+        from "public"."t" as t
+        where t."id" = $1"#]]);
 }
 
 #[test]
@@ -85,16 +126,22 @@ fn a_table_without_a_key_is_found_by_its_whole_row() {
     sql(
         &mut plan,
         &Shape::Insert,
-        expect![[
-            r#"insert into "public"."t" as t ("a", "b") overriding system value values ($1, $2)"#
-        ]],
+        expect![[r#"
+            insert into "public"."t" as t ("a", "b") overriding system value
+            values ($1, $2)"#]],
     );
     sql(
         &mut plan,
         &Shape::Delete,
-        expect![[
-            r#"delete from "public"."t" as t where t.ctid = (select k.ctid from "public"."t" as k where k."a"::text is not distinct from $1::text and k."b"::text is not distinct from $2::text limit 1)"#
-        ]],
+        expect![[r#"
+            delete
+            from "public"."t" as t
+            where t.ctid = (select k.ctid
+            from "public"."t" as k
+            where k."a"::text is not distinct
+            from $1::text
+            and k."b"::text is not distinct
+            from $2::text limit 1)"#]],
     );
 }
 

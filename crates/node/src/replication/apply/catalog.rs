@@ -1,0 +1,121 @@
+//! What the local catalogs must have before rows can be written: plans of tables, and DDL repeated from the stream.
+
+use anyhow::{Context as _, Result};
+use synapsedb_core::change::Relation;
+use synapsedb_pg::pgoutput::{self, Message};
+
+use super::lane::{Lane, Step};
+use super::plan::{LocalColumn, Plan};
+use super::session::{Parameter, Purpose, text};
+use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
+
+impl Lane<'_> {
+    pub(super) async fn ddl(&mut self, ddl: &Ddl) -> Step<()> {
+        let index = self.ddl_tags.len();
+        self.ddl_tags.push(ddl.tag.clone());
+        let commit_lsn = self.open.unwrap_or(self.sent);
+        if self.skipped.contains(&(commit_lsn, index)) {
+            return Ok(());
+        }
+        if ddl.creates.as_ref().is_some_and(|table| self.created_ahead.contains(table)) {
+            return Ok(());
+        }
+        match ddl.statement() {
+            Ok(Some(statement)) => self.run_ddl(ddl, &statement, index).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(self.refuse(format!("{}: {error:#}", ddl.tag))),
+        }
+    }
+
+    async fn run_ddl(&mut self, ddl: &Ddl, statement: &str, index: usize) -> Step<()> {
+        let run =
+            [&ddl.role, &ddl.search_path, statement].map(|text| Parameter::Text(text.as_bytes()));
+        self.session.execute("ddl", &run, Purpose::Ddl(index))?;
+        // Waited for, since what follows may depend on the catalogs as they are now.
+        if self.session.lookup("ddl_done", &[]).await?.is_none() {
+            return Err(self.failure().await);
+        }
+        self.known.clear();
+        self.current.values_mut().for_each(|(_, plan)| *plan = None);
+        self.shared.metrics.applied_ddl.inc();
+        Ok(())
+    }
+
+    /// The plan for a relation that this transaction has named, made when it is first needed.
+    pub(super) async fn plan(&mut self, relation: u32) -> Step<usize> {
+        let Some((raw, plan)) = self.current.get(&relation) else {
+            return Err(self.refuse(format!("the stream changes relation {relation} unnamed")));
+        };
+        if let Some(plan) = plan {
+            return Ok(*plan);
+        }
+        let raw = raw.clone();
+        let Message::Relation(described) = pgoutput::decode(&raw).context("decode a relation")?
+        else {
+            return Err(self.refuse("a spooled message of kind R is no relation".to_owned()));
+        };
+        let mut columns = self.local_columns(&described).await?;
+        if columns.is_empty() && self.create_ahead(&described).await? {
+            columns = self.local_columns(&described).await?;
+        }
+        if columns.is_empty() {
+            return Err(self.refuse(format!(
+                "there is no table {}.{} here: create it as at the origin, and the stream goes on",
+                described.schema, described.name
+            )));
+        }
+        let number = self.plans.len();
+        let plan = Plan::new(number, &described, &columns, self.check.clone())
+            .map_err(|error| self.refuse(error.to_string()))?;
+        self.plans.push(plan);
+        self.known.insert(raw.clone(), number);
+        self.current.insert(relation, (raw, Some(number)));
+        Ok(number)
+    }
+
+    async fn local_columns(&mut self, relation: &Relation) -> Step<Vec<LocalColumn>> {
+        let parameters = [
+            Parameter::Text(relation.schema.as_bytes()),
+            Parameter::Text(relation.name.as_bytes()),
+        ];
+        let Some(rows) = self.session.lookup("table", &parameters).await? else {
+            return Err(self.failure().await);
+        };
+        let columns = rows.iter().map(|row| {
+            Ok(LocalColumn {
+                name: text(row, 1)?.to_owned(),
+                type_name: text(row, 2)?.to_owned(),
+                always_identity: text(row, 3)? == "t",
+                generated: text(row, 4)? == "t",
+                in_primary_key: text(row, 5)? == "t",
+            })
+        });
+        Ok(columns.collect::<Result<_>>()?)
+    }
+
+    /// `CREATE TABLE AS`: its rows come before the message that creates the table. The transaction is whole in the
+    /// spool, so the message is found ahead.
+    async fn create_ahead(&mut self, relation: &Relation) -> Step<bool> {
+        let wanted = (relation.schema.clone(), relation.name.clone());
+        let mut ahead = self.source.spool.reader_after(self.sent)?;
+        while let Some(frame) = ahead.try_next()? {
+            for message in frame.messages().filter(|message| message.first() == Some(&b'M')) {
+                let Message::LogicalMessage { prefix: DDL_PREFIX, content, .. } =
+                    pgoutput::decode(&message).context("decode a spooled message")?
+                else {
+                    continue;
+                };
+                let ddl = Ddl::parse(content)?;
+                if ddl.creates.as_ref() == Some(&wanted) {
+                    self.run_ddl(&ddl, &ddl.query, 0).await?;
+                    self.created_ahead.push(wanted);
+                    return Ok(true);
+                }
+            }
+            if frame.is_last() {
+                break;
+            }
+        }
+        Ok(false)
+    }
+}
