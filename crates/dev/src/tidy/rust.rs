@@ -20,7 +20,7 @@ pub(super) fn check(file: &Source) -> Vec<Finding> {
     findings.extend(name(file));
     findings.extend(length(file, &code));
     findings.extend(functions(file, &code));
-    findings.extend(lines(file));
+    findings.extend(lines(file, &code));
     findings
 }
 
@@ -59,13 +59,17 @@ fn functions(file: &Source, code: &Code) -> Vec<Finding> {
     .collect()
 }
 
-fn lines(file: &Source) -> Vec<Finding> {
+fn lines(file: &Source, code: &Code) -> Vec<Finding> {
     // In two parts, or this file would be its own finding.
     let unfinished = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
     let mut findings = Vec::new();
     for (number, line) in file.text.lines().enumerate() {
         let length = line.chars().count();
-        if length > LINE_CHARS_MAX {
+        // An expected text of a test is one literal, which cannot be broken without changing what it says.
+        let expected = file.name() == "tests.rs"
+            && !line.trim_start().starts_with("//")
+            && code.lines.get(number).is_some_and(|code| code.trim().len() <= LINE_CHARS_MAX);
+        if length > LINE_CHARS_MAX && !expected {
             findings.push(
                 file.at(number + 1, format!("{length} characters; at most {LINE_CHARS_MAX}")),
             );

@@ -112,10 +112,14 @@ fn a_table_with_a_key_compares_versions() {
             and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
             from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
     );
-    sql(&mut plan, &Shape::Delete, expect![[r#"
+    sql(
+        &mut plan,
+        &Shape::Delete,
+        expect![[r#"
         delete
         from "public"."t" as t
-        where t."id" = $1"#]]);
+        where t."id" = $1"#]],
+    );
 }
 
 #[test]
