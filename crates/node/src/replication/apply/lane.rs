@@ -23,6 +23,9 @@ use crate::replication::{Shared, origin_name, parse_origin_name};
 /// Bytes of statements that may wait in memory before they are sent.
 const UNSENT_BYTES: usize = 64 << 10;
 
+/// Plans that a lane keeps, with their prepared statements; then it begins anew.
+const PLANS_MAX: usize = 1000;
+
 /// How often a lane that waits for a wrong clock looks again.
 const CLOCK_RECHECK: Duration = Duration::from_millis(100);
 
@@ -132,11 +135,29 @@ impl<'a> Lane<'a> {
             created_ahead: Vec::new(),
             applied_any: false,
         };
-        lane.session.prepare("begin", include_str!("../sql/begin_apply.sql"))?;
-        lane.session.prepare("table", include_str!("../sql/replica_table.sql"))?;
-        lane.session.prepare("ddl", include_str!("../sql/call_run_ddl.sql"))?;
-        lane.session.prepare("ddl_done", include_str!("../sql/ddl_done.sql"))?;
+        lane.prepare()?;
         Ok(lane)
+    }
+
+    /// The statements that every lane needs.
+    fn prepare(&mut self) -> Result<()> {
+        self.session.prepare("begin", include_str!("../sql/begin_apply.sql"))?;
+        self.session.prepare("table", include_str!("../sql/replica_table.sql"))?;
+        self.session.prepare("ddl", include_str!("../sql/call_run_ddl.sql"))?;
+        self.session.prepare("ddl_done", include_str!("../sql/ddl_done.sql"))?;
+        Ok(())
+    }
+
+    /// Every DDL makes new plans, and the server keeps the statements of the old ones: now and then all are dropped.
+    async fn forget_plans(&mut self) -> Step<()> {
+        while self.session.busy() {
+            let outcome = self.session.outcome().await?;
+            self.settle(outcome)?;
+        }
+        self.session.query("deallocate all").await?;
+        self.plans.clear();
+        self.known.clear();
+        Ok(self.prepare()?)
     }
 
     /// Whether this lane has applied anything since it was started.
@@ -251,6 +272,9 @@ impl<'a> Lane<'a> {
 
     /// Waits until the transaction may be applied, and sends its guard.
     async fn begin(&mut self, header: &Header) -> Step<()> {
+        if self.plans.len() > PLANS_MAX {
+            self.forget_plans().await?;
+        }
         self.gate(header).await?;
         self.open = Some(header.commit_lsn);
         self.ddl_tags.clear();
