@@ -53,8 +53,8 @@ impl Metrics {
         metrics
     }
 
-    pub(crate) fn applied(&self, ineffective: u64) {
-        self.applied_transactions.inc();
+    pub(crate) fn applied(&self, transactions: u64, ineffective: u64) {
+        self.applied_transactions.inc_by(transactions);
         self.ineffective_rows.inc_by(ineffective);
     }
 }

@@ -1,6 +1,7 @@
 //! What the local catalogs must have before rows can be written: plans of tables, and DDL repeated from the stream.
 
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use synapsedb_core::change::Relation;
 use synapsedb_pg::pgoutput::{self, Message};
 
@@ -68,7 +69,8 @@ impl Lane<'_> {
         let plan = Plan::new(number, &described, &columns, self.check.clone())
             .map_err(|error| self.refuse(error.to_string()))?;
         self.plans.push(plan);
-        self.known.insert(raw.clone(), number);
+        // A copy: a slice would keep its whole block of the spool in memory.
+        self.known.insert(Bytes::copy_from_slice(&raw), number);
         self.current.insert(relation, (raw, Some(number)));
         Ok(number)
     }

@@ -13,6 +13,7 @@ use synapsedb_pg::conn::Connection;
 use synapsedb_pg::quote;
 use synapsedb_pg::wire::backend::ServerError;
 
+use super::calls::Calls;
 use super::plan::{Plan, VersionCheck};
 use super::session::{Outcome, Parameter, Purpose, Session, text};
 use super::write::Batch;
@@ -39,6 +40,8 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
     /// Tag and place in its transaction, if a DDL statement failed.
     pub(crate) ddl: Option<(String, usize)>,
+    /// It was one of a run: which one, the next lane finds out by applying them one by one.
+    pub(crate) run: bool,
 }
 
 impl Failure {
@@ -90,6 +93,9 @@ pub(crate) struct Lane<'a> {
     /// The table whose creation was looked up ahead of its place in the transaction.
     pub(super) created_ahead: Vec<(String, String)>,
     pub(super) applied_any: bool,
+    /// The first transaction of a lane goes the plain way: it may be the one that failed before.
+    pub(super) begun_any: bool,
+    pub(super) calls: Calls,
 }
 
 impl<'a> Lane<'a> {
@@ -134,13 +140,18 @@ impl<'a> Lane<'a> {
             ddl_tags: Vec::new(),
             created_ahead: Vec::new(),
             applied_any: false,
+            begun_any: false,
+            calls: Calls::default(),
         };
-        lane.prepare()?;
+        lane.prepare().await?;
         Ok(lane)
     }
 
     /// The statements that every lane needs.
-    fn prepare(&mut self) -> Result<()> {
+    async fn prepare(&mut self) -> Result<()> {
+        let mine = format!("apply_{}_", self.source.origin);
+        let drop_procedures = include_str!("../sql/drop_procedures.sql");
+        self.session.query(&drop_procedures.replace("$1", &quote::literal(&mine))).await?;
         self.session.prepare("begin", include_str!("../sql/begin_apply.sql"))?;
         self.session.prepare("table", include_str!("../sql/replica_table.sql"))?;
         self.session.prepare("ddl", include_str!("../sql/call_run_ddl.sql"))?;
@@ -149,15 +160,22 @@ impl<'a> Lane<'a> {
     }
 
     /// Every DDL makes new plans, and the server keeps the statements of the old ones: now and then all are dropped.
-    async fn forget_plans(&mut self) -> Step<()> {
+    pub(super) async fn forget_plans(&mut self) -> Step<()> {
+        self.settle_all().await?;
+        self.session.query("deallocate all").await?;
+        self.plans.clear();
+        self.known.clear();
+        self.forget_procedures();
+        Ok(self.prepare().await?)
+    }
+
+    /// Waits for everything that is in flight.
+    pub(super) async fn settle_all(&mut self) -> Step<()> {
         while self.session.busy() {
             let outcome = self.session.outcome().await?;
             self.settle(outcome)?;
         }
-        self.session.query("deallocate all").await?;
-        self.plans.clear();
-        self.known.clear();
-        Ok(self.prepare()?)
+        Ok(())
     }
 
     /// Whether this lane has applied anything since it was started.
@@ -181,6 +199,10 @@ impl<'a> Lane<'a> {
 
     async fn step(&mut self) -> Step<()> {
         let frame = self.next_frame().await?;
+        if self.take_into_run(&frame).await? {
+            return Ok(());
+        }
+        self.send_run().await?;
         if let Some(header) = frame.header() {
             self.begin(&header).await?;
         }
@@ -214,6 +236,8 @@ impl<'a> Lane<'a> {
             if let Some(frame) = self.reader.try_next()? {
                 return Ok(frame);
             }
+            // Nothing more is there now: what was gathered does not wait for more.
+            self.send_run().await?;
             let busy = self.session.busy();
             tokio::select! {
                 biased;
@@ -226,20 +250,28 @@ impl<'a> Lane<'a> {
         }
     }
 
-    fn settle(&mut self, outcome: Outcome) -> Step<()> {
+    pub(super) fn settle(&mut self, outcome: Outcome) -> Step<()> {
         match outcome.error {
             None => {
                 self.applied_any = true;
                 self.shared.applied.advance(self.source.origin, outcome.commit_lsn);
                 self.shared.status.applied(self.source.origin, outcome.commit_lsn);
-                self.shared.metrics.applied(outcome.ineffective);
+                self.shared.metrics.applied(outcome.transactions, outcome.ineffective);
                 Ok(())
             }
-            Some(error) => Err(self.failed(outcome.commit_lsn, error, outcome.failed_ddl)),
+            Some(error) => {
+                Err(self.failed(outcome.commit_lsn, error, outcome.failed_ddl, outcome.run))
+            }
         }
     }
 
-    fn failed(&self, commit_lsn: Lsn, error: ServerError, failed_ddl: Option<usize>) -> Stop {
+    fn failed(
+        &self,
+        commit_lsn: Lsn,
+        error: ServerError,
+        failed_ddl: Option<usize>,
+        run: bool,
+    ) -> Stop {
         // Only the open transaction's tags are known; an earlier one's DDL was waited for before it ended.
         let ddl = failed_ddl.and_then(|index| Some((self.ddl_tags.get(index)?.clone(), index)));
         Stop::Failed(Box::new(Failure {
@@ -252,7 +284,7 @@ impl<'a> Lane<'a> {
 
     pub(super) fn refuse(&self, reason: String) -> Stop {
         let commit_lsn = self.open.unwrap_or(self.sent);
-        Stop::Failed(Box::new(Failure { commit_lsn, error: None, reason, ddl: None }))
+        Stop::Failed(Box::new(Failure { commit_lsn, error: None, reason, ddl: None, run: false }))
     }
 
     /// Which transaction failed: the first whose outcome says so, else the open one.
@@ -264,7 +296,7 @@ impl<'a> Lane<'a> {
         }
         match self.session.take_open_failure() {
             Some((error, failed_ddl)) => {
-                self.failed(self.open.unwrap_or(self.sent), error, failed_ddl)
+                self.failed(self.open.unwrap_or(self.sent), error, failed_ddl, false)
             }
             None => Stop::Broken(anyhow!("a transaction failed without saying why")),
         }
@@ -276,6 +308,7 @@ impl<'a> Lane<'a> {
             self.forget_plans().await?;
         }
         self.gate(header).await?;
+        self.begun_any = true;
         self.open = Some(header.commit_lsn);
         self.ddl_tags.clear();
         self.created_ahead.clear();
@@ -292,20 +325,26 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
+    /// Whether the transaction may be applied now.
+    pub(super) fn delivery(&self, header: &Header) -> Delivery {
+        let point = TransactionPoint {
+            origin: self.source.origin,
+            commit_lsn: header.commit_lsn,
+            commit_time: header.commit_time,
+            vector: &header.vector,
+        };
+        let here = self.shared.identity.node;
+        let skew_us = i64::try_from(self.shared.config.clock_skew_max_ms).unwrap_or(i64::MAX);
+        let applied = self.shared.applied.visible();
+        delivery::decide(&point, here, &applied, now(), skew_us.saturating_mul(1000))
+    }
+
     async fn gate(&mut self, header: &Header) -> Step<()> {
         let mut visible = self.shared.applied.watch_visible();
         let origin = self.source.origin;
         loop {
-            let point = TransactionPoint {
-                origin,
-                commit_lsn: header.commit_lsn,
-                commit_time: header.commit_time,
-                vector: &header.vector,
-            };
-            let here = self.shared.identity.node;
-            let skew_us = i64::try_from(self.shared.config.clock_skew_max_ms).unwrap_or(i64::MAX);
-            let applied = visible.borrow_and_update().clone();
-            match delivery::decide(&point, here, &applied, now(), skew_us.saturating_mul(1000)) {
+            visible.borrow_and_update();
+            match self.delivery(header) {
                 Delivery::Deliver => {
                     self.shared.status.flowing(origin);
                     return Ok(());
@@ -383,7 +422,7 @@ fn now() -> Timestamp {
 }
 
 /// The instant as PostgreSQL reads it in any session.
-fn sql_time(time: Timestamp) -> String {
+pub(super) fn sql_time(time: Timestamp) -> String {
     let nanos = i128::from(time.unix_us()) * 1000;
     let at = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
         .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);

@@ -3,6 +3,8 @@
 //! A *lane* is the applier of one origin. All lanes of a *generation* share what the server said it has applied; when
 //! the server goes away, the generation ends and the next one asks it again.
 
+mod array;
+mod calls;
 mod catalog;
 mod lane;
 mod plan;
@@ -60,6 +62,9 @@ pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallibl
         drop(lane);
         if progressed {
             backoff.succeeded();
+        }
+        if failure.run {
+            continue;
         }
         if let Some((tag, index)) = &failure.ddl
             && let Some(error) = &failure.error

@@ -8,6 +8,7 @@ use synapsedb_core::change::{OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use synapsedb_core::ids::NodeId;
 use synapsedb_pg::quote;
 
+use super::array::TextArray;
 use super::session::Parameter;
 
 /// A column of the local table.
@@ -37,7 +38,7 @@ pub(crate) struct VersionCheck {
 impl VersionCheck {
     /// SQL that is true when the stored row `target` is not newer than the writer (last write wins on commit time, then
     /// node). Unknown versions (frozen, or written by this very transaction) give way.
-    fn sql(&self, target: &str, time_parameter: usize) -> String {
+    fn sql(&self, target: &str, time: &str) -> String {
         let mine = self.origins.iter().find(|(_, node)| *node == self.origin);
         let mine = mine.map_or(-1, |(identifier, _)| i64::from(*identifier));
         let mut nodes = format!("when 0 then {}", self.here);
@@ -45,8 +46,8 @@ impl VersionCheck {
             let _ = write!(nodes, " when {identifier} then {node}");
         }
         format!(
-            "(select v.roident = {mine} or v.\"timestamp\" < ${time_parameter}::timestamptz \
-             or (v.\"timestamp\" = ${time_parameter}::timestamptz \
+            "(select v.roident = {mine} or v.\"timestamp\" < {time} \
+             or (v.\"timestamp\" = {time} \
              and case v.roident {nodes} else 0 end < {origin}) \
              from pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin) v) is not false",
             origin = self.origin
@@ -65,6 +66,33 @@ pub(crate) enum Shape {
     Update(Vec<bool>),
     /// One row.
     Delete,
+}
+
+/// Where a statement finds its values.
+#[derive(Clone, Copy)]
+enum Place {
+    /// It is a prepared statement: parameters `$1`, `$2`, …
+    Statement,
+    /// It stands in a procedure: text fields of the record `r`, numbered on from here, and the time `r.t`.
+    Procedure(usize),
+}
+
+impl Place {
+    /// The value with this number, counted from 1 within the statement.
+    fn value(self, number: usize, type_name: &str) -> String {
+        match self {
+            Self::Statement => format!("${number}"),
+            Self::Procedure(before) => format!("r.c{}::{type_name}", before + number),
+        }
+    }
+
+    /// The commit time, which is the last parameter of a statement.
+    fn time(self, number: usize) -> String {
+        match self {
+            Self::Statement => format!("${number}::timestamptz"),
+            Self::Procedure(_) => "r.t".to_owned(),
+        }
+    }
 }
 
 /// One column of the origin's relation, matched by name with the local one.
@@ -144,16 +172,28 @@ impl Plan {
         }
         let name = format!("r{}_{}", self.number, self.prepared.len());
         let sql = match shape {
-            Shape::Insert => self.insert(false),
-            Shape::InsertMany => self.insert(true),
-            Shape::Update(present) => self.update(present),
-            Shape::Delete => self.delete(),
+            Shape::InsertMany => self.insert(true, Place::Statement),
+            Shape::Insert | Shape::Update(_) | Shape::Delete => self.row(shape, Place::Statement),
         };
         self.prepared.insert(shape.clone(), name.clone());
         (name, Some(sql))
     }
 
-    fn insert(&self, many: bool) -> String {
+    /// The statement for one row inside of a procedure whose record has `before` fields of earlier statements.
+    pub(crate) fn in_procedure(&self, shape: &Shape, before: usize) -> String {
+        self.row(shape, Place::Procedure(before))
+    }
+
+    fn row(&self, shape: &Shape, place: Place) -> String {
+        match shape {
+            Shape::Insert => self.insert(false, place),
+            Shape::InsertMany => self.insert(true, place),
+            Shape::Update(present) => self.update(present, place),
+            Shape::Delete => self.delete(place),
+        }
+    }
+
+    fn insert(&self, many: bool, place: Place) -> String {
         let written: Vec<&Column> =
             self.columns.iter().filter(|column| !column.local.generated).collect();
         let names = list(written.iter().map(|column| quote::ident(&column.local.name)));
@@ -167,7 +207,10 @@ impl Plan {
             let aliases = list((1..=written.len()).map(|index| format!("c{index}")));
             let _ = write!(sql, "select {casts} from unnest({arrays}) as u({aliases})");
         } else {
-            let values = list((1..=written.len()).map(|index| format!("${index}")));
+            let value = |(index, column): (usize, &&Column)| {
+                place.value(index + 1, &column.local.type_name)
+            };
+            let values = list(written.iter().enumerate().map(value));
             let _ = write!(sql, "values ({values})");
         }
         if self.primary_key {
@@ -183,7 +226,7 @@ impl Plan {
                 let name = quote::ident(&column.local.name);
                 format!("{name} = excluded.{name}")
             }));
-            let check = self.check.sql("t", written.len() + 1);
+            let check = self.check.sql("t", &place.time(written.len() + 1));
             if sets.is_empty() {
                 // All columns are the key: touching the row is enough to record the writer.
                 let key = written
@@ -203,21 +246,20 @@ impl Plan {
     }
 
     /// SQL that finds the row; its parameters begin with number `first`.
-    fn find(&self, first: usize) -> String {
+    fn find(&self, first: usize, place: Place) -> String {
         let keys = self.columns.iter().filter(|column| column.key);
         if self.primary_key {
             let matches = keys.enumerate().map(|(index, column)| {
-                format!("t.{} = ${}", quote::ident(&column.local.name), first + index)
+                let value = place.value(first + index, &column.local.type_name);
+                format!("t.{} = {value}", quote::ident(&column.local.name))
             });
             return matches.collect::<Vec<_>>().join(" and ");
         }
         // Without a key any one of equal rows will do; the text form is exact for every type.
         let matches = keys.enumerate().map(|(index, column)| {
-            format!(
-                "k.{}::text is not distinct from ${}::text",
-                quote::ident(&column.local.name),
-                first + index
-            )
+            let value = place.value(first + index, "text");
+            let name = quote::ident(&column.local.name);
+            format!("k.{name}::text is not distinct from {value}::text")
         });
         let matches = matches.collect::<Vec<_>>().join(" and ");
         format!("t.ctid = (select k.ctid from {} as k where {matches} limit 1)", self.table)
@@ -228,11 +270,12 @@ impl Plan {
         present.get(index).copied().unwrap_or(false) && !local.generated && !local.always_identity
     }
 
-    fn update(&self, present: &[bool]) -> String {
+    fn update(&self, present: &[bool], place: Place) -> String {
         let updated: Vec<usize> =
             (0..self.columns.len()).filter(|index| self.updatable(*index, present)).collect();
-        let sets = list(updated.iter().enumerate().map(|(place, index)| {
-            format!("{} = ${}", quote::ident(&self.columns[*index].local.name), place + 1)
+        let sets = list(updated.iter().enumerate().map(|(number, index)| {
+            let column = &self.columns[*index].local;
+            format!("{} = {}", quote::ident(&column.name), place.value(number + 1, &column.type_name))
         }));
         let sets = if sets.is_empty() {
             let first = self.columns.first().map(|column| quote::ident(&column.local.name));
@@ -240,17 +283,17 @@ impl Plan {
         } else {
             sets
         };
-        let found = self.find(updated.len() + 1);
+        let found = self.find(updated.len() + 1, place);
         let mut sql = format!("update {} as t set {sets} where {found}", self.table);
         if self.primary_key {
             let keys = self.columns.iter().filter(|column| column.key).count();
-            let _ = write!(sql, " and {}", self.check.sql("t", updated.len() + keys + 1));
+            let _ = write!(sql, " and {}", self.check.sql("t", &place.time(updated.len() + keys + 1)));
         }
         sql
     }
 
-    fn delete(&self) -> String {
-        format!("delete from {} as t where {}", self.table, self.find(1))
+    fn delete(&self, place: Place) -> String {
+        format!("delete from {} as t where {}", self.table, self.find(1, place))
     }
 
     /// The parameters of [`Shape::Insert`]: the written columns, then the commit time if rows have versions here.
@@ -273,7 +316,20 @@ impl Plan {
     /// A value that is not text; the stream is asked for text only.
     pub(crate) fn insert_many_parameters(&self, rows: &[Tuple<'_>]) -> Result<Vec<Vec<u8>>> {
         let written = self.columns.iter().enumerate().filter(|(_, column)| !column.local.generated);
-        written.map(|(index, _)| text_array(rows.iter().map(|row| row[index]))).collect()
+        let array = |index: usize| -> Result<Vec<u8>> {
+            let mut array = TextArray::new();
+            for row in rows {
+                array.push(match row[index] {
+                    Value::Null => None,
+                    Value::Text(text) => Some(text),
+                    Value::Unchanged | Value::Binary(_) => {
+                        bail!("an inserted row holds a value that is not text")
+                    }
+                })?;
+            }
+            Ok(array.finish())
+        };
+        written.map(|(index, _)| array(index)).collect()
     }
 
     /// Whether statements end with the commit time as their last parameter.
@@ -315,6 +371,20 @@ impl Plan {
         parameters.extend(keys.map(|(_, value)| parameter(*value)));
     }
 
+    /// How many values a statement for one row takes, the commit time not counted.
+    pub(crate) fn values_of(&self, shape: &Shape) -> usize {
+        let keys = self.columns.iter().filter(|column| column.key).count();
+        match shape {
+            Shape::Insert | Shape::InsertMany => {
+                self.columns.iter().filter(|column| !column.local.generated).count()
+            }
+            Shape::Update(present) => {
+                (0..self.columns.len()).filter(|index| self.updatable(*index, present)).count() + keys
+            }
+            Shape::Delete => keys,
+        }
+    }
+
     /// The number of columns that the origin sends.
     pub(crate) fn width(&self) -> usize {
         self.columns.len()
@@ -336,26 +406,4 @@ fn parameter(value: Value<'_>) -> Parameter<'_> {
         Value::Text(bytes) => Parameter::Text(bytes),
         Value::Binary(bytes) => Parameter::Binary(bytes),
     }
-}
-
-/// A `text[]` in PostgreSQL's binary form (`array_send`).
-fn text_array<'a>(values: impl ExactSizeIterator<Item = Value<'a>>) -> Result<Vec<u8>> {
-    const TEXT_OID: u32 = 25;
-    let mut array = Vec::with_capacity(20 + values.len() * 16);
-    for word in [1, 1, TEXT_OID, u32::try_from(values.len())?, 1] {
-        array.extend_from_slice(&word.to_be_bytes());
-    }
-    for value in values {
-        match value {
-            Value::Null => array.extend_from_slice(&(-1i32).to_be_bytes()),
-            Value::Text(bytes) => {
-                array.extend_from_slice(&u32::try_from(bytes.len())?.to_be_bytes());
-                array.extend_from_slice(bytes);
-            }
-            Value::Unchanged | Value::Binary(_) => {
-                bail!("an inserted row holds a value that is not text")
-            }
-        }
-    }
-    Ok(array)
 }

@@ -32,13 +32,19 @@ pub(crate) enum Purpose {
     Lookup,
     /// The n-th DDL statement of its transaction.
     Ddl(usize),
+    /// A procedure that applies many transactions and answers how many of their rows changed nothing.
+    Call,
 }
 
 /// What became of a transaction.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// Which one.
+    /// Which one; the last of a run.
     pub(crate) commit_lsn: Lsn,
+    /// How many transactions it stands for: more than one only for a run.
+    pub(crate) transactions: u64,
+    /// Whether a procedure applied it.
+    pub(crate) run: bool,
     /// Why it failed; the ones after it then fail by the chain guard.
     pub(crate) error: Option<ServerError>,
     /// The DDL statement at which it failed, if it was one.
@@ -49,7 +55,13 @@ pub(crate) struct Outcome {
 
 enum Expected {
     Statement(Purpose),
-    Sync(Option<Lsn>),
+    Sync(Option<Sent>),
+}
+
+struct Sent {
+    commit_lsn: Lsn,
+    transactions: u64,
+    run: bool,
 }
 
 /// A connection that applies transactions.
@@ -133,8 +145,17 @@ impl Session {
 
     /// Ends a transaction: the server commits it unless one of its statements failed.
     pub(crate) fn sync(&mut self, commit_lsn: Lsn) {
+        self.sent(Sent { commit_lsn, transactions: 1, run: false });
+    }
+
+    /// Ends a call that applies a run of transactions.
+    pub(crate) fn sync_run(&mut self, last: Lsn, transactions: u64) {
+        self.sent(Sent { commit_lsn: last, transactions, run: true });
+    }
+
+    fn sent(&mut self, sent: Sent) {
         frontend::sync(self.writer.buffer());
-        self.expected.push_back(Expected::Sync(Some(commit_lsn)));
+        self.expected.push_back(Expected::Sync(Some(sent)));
         self.in_flight += 1;
     }
 
@@ -234,22 +255,20 @@ impl Session {
                     match purpose {
                         Purpose::Row if affected_none(&body) => self.ineffective += 1,
                         Purpose::Lookup => self.lookup_done = true,
-                        Purpose::Row | Purpose::Other | Purpose::Ddl(_) => {}
+                        Purpose::Row | Purpose::Other | Purpose::Ddl(_) | Purpose::Call => {}
                     }
                     self.expected.pop_front();
                 }
             }
-            b'D' => {
-                let collecting = |expected| {
-                    matches!(
-                        expected,
-                        &Expected::Statement(Purpose::Lookup) | &Expected::Sync(None)
-                    )
-                };
-                if self.expected.front().is_some_and(collecting) {
+            b'D' => match self.expected.front() {
+                Some(Expected::Statement(Purpose::Lookup) | Expected::Sync(None)) => {
                     self.rows.push(data_row(body)?);
                 }
-            }
+                Some(Expected::Statement(Purpose::Call)) => {
+                    self.ineffective += text(&data_row(body)?, 0)?.parse::<u64>()?;
+                }
+                Some(Expected::Statement(_) | Expected::Sync(Some(_))) | None => {}
+            },
             b'E' => {
                 let error = ServerError::parse(&body);
                 if let Some(Expected::Statement(Purpose::Ddl(index))) = self.expected.front() {
@@ -269,11 +288,18 @@ impl Session {
 
     fn ready(&mut self) -> Result<()> {
         match self.expected.pop_front() {
-            Some(Expected::Sync(Some(commit_lsn))) => {
+            Some(Expected::Sync(Some(Sent { commit_lsn, transactions, run }))) => {
                 let error = self.error.take();
                 let (failed_ddl, ineffective) =
                     (self.failed_ddl.take(), std::mem::take(&mut self.ineffective));
-                self.outcomes.push_back(Outcome { commit_lsn, error, failed_ddl, ineffective });
+                self.outcomes.push_back(Outcome {
+                    commit_lsn,
+                    transactions,
+                    run,
+                    error,
+                    failed_ddl,
+                    ineffective,
+                });
                 self.in_flight -= 1;
                 Ok(())
             }

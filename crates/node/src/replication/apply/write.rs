@@ -162,6 +162,6 @@ impl Lane<'_> {
     }
 }
 
-fn relation_id(raw: &[u8]) -> u32 {
+pub(super) fn relation_id(raw: &[u8]) -> u32 {
     raw.get(1..5).map_or(0, |id| u32::from_be_bytes([id[0], id[1], id[2], id[3]]))
 }
