@@ -1,11 +1,4 @@
 -- What the guide's session works with, made once on node 1; it reaches the other nodes as any DDL does.
-do $vector$
-begin
-    if exists (select from pg_available_extensions where name = 'vector') then
-        create extension if not exists vector;
-    end if;
-end
-$vector$;
 set role synapsedb;
 set search_path = public;
 create table if not exists users (

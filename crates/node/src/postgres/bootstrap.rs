@@ -22,6 +22,9 @@ pub(super) async fn ensure(config: &Config, target: &synapsedb_pg::Config) -> Re
         let create = "SELECT format('CREATE DATABASE %I OWNER %I', $1::text, $2::text)";
         run(&client, create, &config.database, &config.role).await?;
         tracing::info!(database = config.database, "made the database");
+        // Only its owner may add it later, and an ordinary owner may not where the package does not trust it.
+        let database = connect(target).await?;
+        database.batch_execute(include_str!("add_vector.sql")).await?;
     }
     Ok(())
 }

@@ -79,7 +79,7 @@ async fn the_slow_and_the_many_are_bounded() {
         assert!(rest.is_empty());
     }
     assert!(begun.elapsed() < Duration::from_secs(5));
-    assert_eq!(running.handle.status().totals.refused, 3);
+    running.eventually("all three are counted", |status| status.totals.refused == 3).await;
     assert_eq!(sqlstate(&running.say(Endpoint::Read, b"GET /").await), Some("08P01"));
     running.end().await;
 }
