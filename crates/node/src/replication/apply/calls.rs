@@ -104,7 +104,7 @@ impl Lane<'_> {
     /// Takes a whole small transaction into a run if its shape has a procedure and nothing keeps it from being applied
     /// now; answers whether it was taken.
     pub(super) async fn take_into_run(&mut self, frame: &Frame) -> Step<bool> {
-        let whole = frame.is_first() && frame.is_last() && self.open.is_none();
+        let whole = self.procedures && frame.is_first() && frame.is_last() && self.open.is_none();
         let Some(header) = frame.header().filter(|_| whole && self.begun_any) else {
             return Ok(false);
         };
@@ -164,7 +164,8 @@ impl Lane<'_> {
                 plans.push((super::write::relation_id(&raw), *plan));
                 continue;
             }
-            let Message::Change(change) = pgoutput::decode(&raw).context("decode a spooled message")?
+            let Message::Change(change) =
+                pgoutput::decode(&raw).context("decode a spooled message")?
             else {
                 return Ok(None);
             };
@@ -255,21 +256,14 @@ fn take<'a>(
 }
 
 /// The procedure that repeats transactions of a shape, as SQL.
-fn create_procedure(
-    name: &str,
-    shape: &TransactionShape,
-    values: usize,
-    plans: &[Plan],
-) -> String {
+fn create_procedure(name: &str, shape: &TransactionShape, values: usize, plans: &[Plan]) -> String {
     let list = |part: &dyn Fn(usize) -> String| (1..=values).map(part).collect::<String>();
     let mut statements = String::new();
     let mut before = 0;
     for (plan, shape) in shape {
         let sql = plans[*plan].in_procedure(shape, before);
-        let _ = write!(
-            statements,
-            "{sql}; if not found then ineffective := ineffective + 1; end if; "
-        );
+        let _ =
+            write!(statements, "{sql}; if not found then ineffective := ineffective + 1; end if; ");
         before += plans[*plan].values_of(shape);
     }
     let body = format!(

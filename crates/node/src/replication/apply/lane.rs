@@ -95,6 +95,8 @@ pub(crate) struct Lane<'a> {
     pub(super) applied_any: bool,
     /// The first transaction of a lane goes the plain way: it may be the one that failed before.
     pub(super) begun_any: bool,
+    /// Whether runs may be applied by procedures.
+    pub(super) procedures: bool,
     pub(super) calls: Calls,
 }
 
@@ -141,6 +143,7 @@ impl<'a> Lane<'a> {
             created_ahead: Vec::new(),
             applied_any: false,
             begun_any: false,
+            procedures: true,
             calls: Calls::default(),
         };
         lane.prepare().await?;
@@ -176,6 +179,11 @@ impl<'a> Lane<'a> {
             self.settle(outcome)?;
         }
         Ok(())
+    }
+
+    /// The same lane, with or without procedures.
+    pub(crate) fn with_procedures(self, procedures: bool) -> Self {
+        Self { procedures, ..self }
     }
 
     /// Whether this lane has applied anything since it was started.
@@ -279,6 +287,7 @@ impl<'a> Lane<'a> {
             error: Some(error),
             reason: String::new(),
             ddl,
+            run,
         }))
     }
 

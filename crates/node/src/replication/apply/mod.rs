@@ -35,6 +35,9 @@ pub(crate) struct Source {
     pub(crate) spool: Spool,
 }
 
+/// After this many runs that failed, a generation of lanes does without them.
+const FAILED_RUNS_MAX: u32 = 10;
+
 /// A DDL statement of a transaction whose effect is already here.
 pub(crate) type Skipped = BTreeSet<(Lsn, usize)>;
 
@@ -52,8 +55,11 @@ pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallibl
         limit_ms: config.retry_max_ms,
     });
     let mut skipped = Skipped::new();
+    let mut failed_runs = 0;
     loop {
-        let mut lane = Lane::start(&shared, &source, &skipped).await?;
+        let mut lane = Lane::start(&shared, &source, &skipped)
+            .await?
+            .with_procedures(failed_runs < FAILED_RUNS_MAX);
         let failure = match lane.follow().await {
             Ok(failure) => failure,
             Err(error) => return Err(note_damage(&shared, &source, error)),
@@ -64,6 +70,12 @@ pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallibl
             backoff.succeeded();
         }
         if failure.run {
+            // The next lane applies the first transaction by itself, which tells what is wrong with it.
+            failed_runs += 1;
+            if failed_runs == FAILED_RUNS_MAX {
+                tracing::warn!(origin = %source.origin, "runs of transactions are applied one by one from now on: {}",
+                    failure.text());
+            }
             continue;
         }
         if let Some((tag, index)) = &failure.ddl

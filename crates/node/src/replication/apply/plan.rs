@@ -275,7 +275,11 @@ impl Plan {
             (0..self.columns.len()).filter(|index| self.updatable(*index, present)).collect();
         let sets = list(updated.iter().enumerate().map(|(number, index)| {
             let column = &self.columns[*index].local;
-            format!("{} = {}", quote::ident(&column.name), place.value(number + 1, &column.type_name))
+            format!(
+                "{} = {}",
+                quote::ident(&column.name),
+                place.value(number + 1, &column.type_name)
+            )
         }));
         let sets = if sets.is_empty() {
             let first = self.columns.first().map(|column| quote::ident(&column.local.name));
@@ -287,7 +291,8 @@ impl Plan {
         let mut sql = format!("update {} as t set {sets} where {found}", self.table);
         if self.primary_key {
             let keys = self.columns.iter().filter(|column| column.key).count();
-            let _ = write!(sql, " and {}", self.check.sql("t", &place.time(updated.len() + keys + 1)));
+            let _ =
+                write!(sql, " and {}", self.check.sql("t", &place.time(updated.len() + keys + 1)));
         }
         sql
     }
@@ -379,7 +384,8 @@ impl Plan {
                 self.columns.iter().filter(|column| !column.local.generated).count()
             }
             Shape::Update(present) => {
-                (0..self.columns.len()).filter(|index| self.updatable(*index, present)).count() + keys
+                (0..self.columns.len()).filter(|index| self.updatable(*index, present)).count()
+                    + keys
             }
             Shape::Delete => keys,
         }
