@@ -126,3 +126,7 @@ begin
     end loop;
 end
 $upkeep$;
+
+-- The trigger runs as their owner; nobody else needs them.
+revoke all on function synapsedb.align_sequence(oid), synapsedb.realign_sequences(), synapsedb.identify_table(oid)
+    from public;
