@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = match AgentConfig::load(&arguments.config) {
         Ok(config) => config,
         Err(problems) => {
-            eprintln!("{problems}");
+            super::tell(format_args!("{problems}"));
             return Ok(ExitCode::from(FAILURE));
         }
     };

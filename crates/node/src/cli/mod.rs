@@ -127,7 +127,7 @@ pub fn main() -> ExitCode {
         }
     };
     done.unwrap_or_else(|error| {
-        eprintln!("synapsedb: {error:#}");
+        tell(format_args!("synapsedb: {error:#}"));
         ExitCode::from(FAILURE)
     })
 }
@@ -135,6 +135,11 @@ pub fn main() -> ExitCode {
 /// Prints a line. A reader that has gone (`… | head`) is no error.
 fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints a line for the person who waits. A terminal that has gone is no error.
+fn tell(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Writes events to stderr. `SYNAPSEDB_LOG` chooses which: `info`, `debug`, `synapsedb::raft=trace,info`, …

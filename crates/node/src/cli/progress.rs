@@ -35,7 +35,7 @@ impl Progress {
         text.clone_into(&mut self.last);
         match &self.bar {
             Some(bar) => bar.set_message(text.to_owned()),
-            None => eprintln!("{text}"),
+            None => super::tell(format_args!("{text}")),
         }
     }
 

@@ -55,11 +55,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         ));
     }
     refuse_taken_ports(&cluster)?;
-    eprintln!(
+    super::tell(format_args!(
         "{} the cluster in {}",
         if made { "Made" } else { "Starting" },
         cluster.data.display()
-    );
+    ));
     if arguments.detach {
         let process = detach(&cluster)?;
         let stop = Shutdown::new();
@@ -109,10 +109,10 @@ fn foreground(cluster: &Cluster, timeout: Duration) -> Result<ExitCode> {
             stop.cancelled().await;
         }
         stop.cancel();
-        eprintln!("Stopping the cluster");
+        super::tell(format_args!("Stopping the cluster"));
         agents.await.context("the supervisor panicked")??;
         signals.await.context("the signal handler panicked")??;
-        eprintln!("Stopped; `synapsedb up` starts it again with its data.");
+        super::tell(format_args!("Stopped; `synapsedb up` starts it again with its data."));
         Ok(code)
     })
 }
@@ -256,20 +256,24 @@ fn report(cluster: &Cluster, ended: Result<(), NotReady>, headline: &str) -> Exi
         super::say(format_args!("{headline}\n{}", endpoints::list(cluster)));
         return ExitCode::SUCCESS;
     };
-    eprintln!("synapsedb: the cluster is not ready: {}", failed.reason);
+    super::tell(format_args!("synapsedb: the cluster is not ready: {}", failed.reason));
     if let Some(node) = failed.node.and_then(|number| cluster.node(number).ok()) {
         for file in ["agent.log", "postgres.log"] {
             let path = cluster.node_dir(node.id).join(file);
             let lines = logs::last_lines(&path, LOG_LINES);
             if !lines.is_empty() {
-                eprintln!("The end of {}:\n  {}", path.display(), lines.join("\n  "));
+                super::tell(format_args!(
+                    "The end of {}:\n  {}",
+                    path.display(),
+                    lines.join("\n  ")
+                ));
             }
         }
     }
     if supervisor::running(cluster).is_some() {
-        eprintln!(
+        super::tell(format_args!(
             "What runs is left as it is: `synapsedb status` shows it, `synapsedb down` stops it."
-        );
+        ));
     }
     ExitCode::from(FAILURE)
 }
