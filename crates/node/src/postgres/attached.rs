@@ -35,12 +35,8 @@ pub(super) async fn check(
     let client = connect(target).await.map_err(|error| vec![explain(config, target, &error)])?;
     // Nothing else is asked of a server that may not know the answer.
     let version = number(&client).await.map_err(|why| vec![why])?;
-    if version < VERSION_MIN {
-        return Err(vec![format!(
-            "the server is PostgreSQL {}.{}; PostgreSQL 15 to 18 is needed: upgrade it",
-            version / 10_000,
-            version / 100 % 100
-        )]);
+    if let Some(why) = too_old(version) {
+        return Err(vec![why]);
     }
     let problems = settings(config, target, &client).await.unwrap_or_else(|why| vec![why]);
     drop(client);
@@ -54,6 +50,17 @@ pub(super) async fn check(
             Err(problems.into_iter().chain([why]).collect())
         }
     }
+}
+
+/// What is said of a server with this `server_version_num` when it cannot be used.
+fn too_old(version: i32) -> Option<String> {
+    // Since version 10 the last four digits are the minor version.
+    let (major, minor) = (version / 10_000, version % 10_000);
+    (version < VERSION_MIN).then(|| {
+        format!(
+            "the server is PostgreSQL {major}.{minor}; PostgreSQL 15 to 18 is needed: upgrade it"
+        )
+    })
 }
 
 async fn number(client: &Client) -> Result<i32, String> {
@@ -132,5 +139,21 @@ fn explain(config: &Config, target: &synapsedb_pg::Config, error: &Error) -> Str
             format!("{at} wants a password for the role {user}; set postgres.password_file")
         }
         (_, _) => format!("{at} cannot be reached: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_server_is_told_from_a_good_one() {
+        let told = too_old(140_011).unwrap_or_default();
+        assert_eq!(
+            told,
+            "the server is PostgreSQL 14.11; PostgreSQL 15 to 18 is needed: upgrade it"
+        );
+        assert_eq!(too_old(150_000), None);
+        assert_eq!(too_old(180_001), None);
     }
 }

@@ -178,3 +178,36 @@ async fn ddl_waits_for_a_node_that_was_away() {
     cluster.all_show("select id, v, w from while_away order by id", &["1|a|", "2|b|3"]).await;
     cluster.assert_equal_rows().await;
 }
+
+/// Whoever could forge a DDL message would be superuser on every other node.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_can_forge_ddl() {
+    let cluster = shared().await;
+    let forged = r#"{"tag":"CREATE TABLE","query":"create table forged (i int)","ordinal":1,"whole":true,
+        "creates":null,"role":"synapsedb_agent","search_path":"public"}"#;
+    let server = cluster.node(1).server();
+    for (attempt, sqlstate) in [
+        (format!("select synapsedb.record_ddl('{forged}')"), "P0001"),
+        (format!("do $$ begin perform synapsedb.record_ddl('{forged}'); end $$"), "P0001"),
+        (format!("insert into synapsedb.ddl (payload) values ('{forged}')"), "42501"),
+        ("select synapsedb.run_ddl('synapsedb_agent', 'public', 'select 1')".to_owned(), "42501"),
+        ("create function synapsedb.capture_ddl(int) returns int return 1".to_owned(), "42501"),
+    ] {
+        assert_eq!(server.sqlstate(&attempt).await, sqlstate, "{attempt}");
+    }
+    // Messages are free for everybody, and mean nothing.
+    let message = "select pg_logical_emit_message(true, 'synapsedb.ddl', $1)";
+    cluster.node(1).sql(&message.replace("$1", &format!("'{forged}'"))).await;
+    // A name that only looks like the trigger's is quoted where the caller is told.
+    cluster
+        .node(1)
+        .sql(&format!(
+            "create function \"synapsedb.capture_ddl\"() returns text language plpgsql as
+             $f$ declare b boolean; begin b := synapsedb.record_ddl('{forged}'); return 'done'; end $f$"
+        ))
+        .await;
+    assert_eq!(server.sqlstate("select \"synapsedb.capture_ddl\"()").await, "P0001");
+    cluster.node(1).sql("create table after_the_forgery (i int primary key)").await;
+    cluster.all_show("select count(*) from after_the_forgery", &["0"]).await;
+    cluster.all_show("select to_regclass('public.forged') is null", &["t"]).await;
+}
