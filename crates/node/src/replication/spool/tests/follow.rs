@@ -156,30 +156,3 @@ fn a_reader_begins_anywhere_in_a_large_segment() {
     let (_writer, spool) = open(dir.path(), id(), Config::default()).unwrap();
     from_everywhere(&spool);
 }
-
-#[test]
-#[ignore = "a measurement: run it with --release --nocapture"]
-fn throughput_of_small_transactions_and_of_a_large_one() {
-    let dir = temporary();
-    let (mut writer, spool) = open(dir.path(), id(), Config::default()).unwrap();
-    let row = [b'I'; 100];
-    let mut measure = |what: &str, transactions: u64, rows: usize| {
-        let from = writer.tail().commit_lsn;
-        let began = Instant::now();
-        for n in 1..=transactions {
-            writer.begin(&header(from.0 + n)).unwrap();
-            (0..rows).for_each(|_| writer.message(&row).unwrap());
-            writer.commit(Lsn(from.0 + n)).unwrap();
-        }
-        println!("{what}: written in {:?}", began.elapsed());
-        let began = Instant::now();
-        let mut reader = spool.reader_after(from).unwrap();
-        let mut messages = 0;
-        while let Some(frame) = reader.try_next().unwrap() {
-            messages += frame.messages().count();
-        }
-        println!("{what}: {messages} messages read in {:?}", began.elapsed());
-    };
-    measure("300000 transactions of one row", 300_000, 1);
-    measure("one transaction of 1000000 rows", 1, 1_000_000);
-}
