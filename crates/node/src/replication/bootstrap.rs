@@ -18,7 +18,7 @@ const BEFORE_SLOT: Lsn = Lsn(1);
 /// The server refuses a statement, or the sequences were laid out for another stride.
 pub(crate) async fn prepare(shared: &Shared) -> Result<()> {
     let identity = &shared.identity;
-    let client = client::connect(&shared.postgres.local().named("synapsedb bootstrap")).await?;
+    let client = shared.sql("bootstrap").await?;
     // As replica, so that the capture of DDL does not see it.
     client
         .batch_execute("set session_replication_role = replica; set client_min_messages = warning")
@@ -62,7 +62,7 @@ pub(crate) async fn ensure_origins(
     shared: &Shared,
     members: impl IntoIterator<Item = (NodeId, Incarnation)>,
 ) -> Result<()> {
-    let client = client::connect(&shared.postgres.local().named("synapsedb bootstrap")).await?;
+    let client = shared.sql("bootstrap").await?;
     for (node, incarnation) in members {
         let name = origin_name(node, incarnation);
         client

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::{Buf as _, BytesMut};
-use synapsedb_core::backoff::{self, Backoff};
+use synapsedb_core::backoff::Backoff;
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::serve::{self, Answer, Request};
 use super::spool::{SpoolError, Tail, Writer};
+use super::{Shared, retry};
 use crate::gossip::MemberState;
 use crate::tasks::Shutdown;
 
@@ -32,11 +32,7 @@ pub(crate) async fn run(
     incarnation: Incarnation,
     stop: Shutdown,
 ) -> Result<()> {
-    let config = &shared.config;
-    let mut backoff = Backoff::new(backoff::Config {
-        first_ms: config.retry_min_ms,
-        limit_ms: config.retry_max_ms,
-    });
+    let mut backoff = retry::backoff(&shared.config);
     while !stop.is_cancelled() {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
@@ -51,7 +47,7 @@ pub(crate) async fn run(
             }
             _ => shared.status.fetch_failed(origin, origin, &error),
         }
-        pause(&mut backoff, &stop).await;
+        retry::pause(&mut backoff, &stop).await;
     }
     Ok(())
 }
@@ -76,7 +72,7 @@ async fn life(
             return Err(error);
         }
         shared.status.fetch_failed(origin, source, &error);
-        tokio::time::sleep(Duration::from_millis(backoff.failed(rand::random()))).await;
+        retry::wait(backoff).await;
     }
 }
 
@@ -93,14 +89,6 @@ async fn open(shared: &Shared, origin: NodeId, incarnation: Incarnation) -> Resu
         }
     }
     Ok(writer)
-}
-
-async fn pause(backoff: &mut Backoff, stop: &Shutdown) {
-    let wait = Duration::from_millis(backoff.failed(rand::random()));
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = tokio::time::sleep(wait) => {}
-    }
 }
 
 /// The origin while it may be alive; else the live member that has applied most of it.

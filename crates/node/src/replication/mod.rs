@@ -15,6 +15,7 @@ mod metrics;
 mod probe;
 mod progress;
 mod publish;
+mod retry;
 mod serve;
 pub mod spool;
 mod status;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_pg::client;
 
 use crate::layout::Identity;
 use crate::{gossip, peers, postgres, raft};
@@ -108,6 +110,13 @@ pub(crate) struct Shared {
 }
 
 mod spools;
+
+impl Shared {
+    /// A session of the agent with the local server; `purpose` is what `pg_stat_activity` shows of it.
+    pub(crate) async fn sql(&self, purpose: &str) -> synapsedb_pg::Result<client::Client> {
+        client::connect(&self.postgres.local().named(format!("synapsedb {purpose}"))).await
+    }
+}
 
 impl Handle {
     /// What every part of replication is doing now.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use synapsedb_core::ids::NodeId;
-use synapsedb_pg::client;
 
 use super::Shared;
 
@@ -13,7 +12,7 @@ use super::Shared;
 /// # Errors
 /// The server cannot be reached or refuses.
 pub(crate) async fn run(shared: &Shared) -> Result<()> {
-    let client = client::connect(&shared.postgres.local().named("synapsedb probe")).await?;
+    let client = shared.sql("probe").await?;
     client.batch_execute(include_str!("sql/probe_session.sql")).await?;
     let write = client.prepare(include_str!("sql/write_probe.sql")).await?;
     let read = client.prepare(include_str!("sql/read_probes.sql")).await?;

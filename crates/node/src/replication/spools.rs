@@ -61,7 +61,7 @@ impl Spools {
         self.dir.join(format!("{origin}-{incarnation}"))
     }
 
-    /// The publisher's writer; `None` when it was taken and not given back.
+    /// The publisher's writer, once: a publisher that needs another opens the spool anew.
     pub(crate) fn take_own(&self) -> Option<Writer> {
         lock(&self.own).take()
     }

@@ -138,7 +138,7 @@ impl Board {
         }
     }
 
-    pub(crate) fn applied(&self, origin: NodeId, _lsn: Lsn) {
+    pub(crate) fn applied(&self, origin: NodeId) {
         self.set(origin, LaneState::Flowing);
     }
 

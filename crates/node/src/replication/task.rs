@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use synapsedb_core::backoff::{self, Backoff};
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
@@ -15,7 +14,9 @@ use tokio::task::JoinSet;
 use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
-use super::{Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, serve};
+use super::{
+    Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, retry, serve,
+};
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
 
@@ -59,19 +60,6 @@ impl Task {
     }
 }
 
-fn backoff_of(shared: &Shared) -> Backoff {
-    let config = &shared.config;
-    Backoff::new(backoff::Config { first_ms: config.retry_min_ms, limit_ms: config.retry_max_ms })
-}
-
-async fn pause(backoff: &mut Backoff, stop: &Shutdown) {
-    let wait = Duration::from_millis(backoff.failed(rand::random()));
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = tokio::time::sleep(wait) => {}
-    }
-}
-
 /// Waits until the server is there and `what` holds; false on shutdown.
 async fn wait_for(shared: &Shared, stop: &Shutdown, what: impl Fn(&Board) -> bool) -> bool {
     while !stop.is_cancelled() {
@@ -88,7 +76,7 @@ async fn wait_for(shared: &Shared, stop: &Shutdown, what: impl Fn(&Board) -> boo
 }
 
 async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
-    let mut backoff = backoff_of(&shared);
+    let mut backoff = retry::backoff(&shared.config);
     let mut own = shared.spools.take_own();
     while wait_for(&shared, &stop, Board::is_installed).await {
         let mut writer = match own.take() {
@@ -106,7 +94,7 @@ async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
         // After a failed fsync nobody knows what is on disk: the spool is opened anew, which finds out.
         let failed = matches!(error.downcast_ref(), Some(SpoolError::Failed { .. }));
         own = (!failed).then_some(writer);
-        pause(&mut backoff, &stop).await;
+        retry::pause(&mut backoff, &stop).await;
     }
     Ok(())
 }
@@ -146,7 +134,7 @@ async fn fetchers(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
 /// Lanes live and die together: when the server goes away, what it had applied is asked anew before any of them goes
 /// on, since a crash may have taken the last of it back.
 async fn generations(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
-    let mut backoff = backoff_of(&shared);
+    let mut backoff = retry::backoff(&shared.config);
     while !stop.is_cancelled() {
         shared.postgres.wait_ready(&stop).await;
         let ended = tokio::select! {
@@ -158,7 +146,7 @@ async fn generations(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             Ok(()) => backoff.succeeded(),
             Err(error) => {
                 tracing::info!("the lanes of replication start anew: {error:#}");
-                pause(&mut backoff, &stop).await;
+                retry::pause(&mut backoff, &stop).await;
             }
         }
     }
@@ -203,7 +191,7 @@ async fn generation(shared: &Arc<Shared>) -> Result<()> {
 
 /// What is visible here of every origin, what of it is on disk, and where the own WAL ends.
 async fn read_progress(shared: &Shared) -> Result<(VersionVector, VersionVector, Lsn)> {
-    let client = client::connect(&shared.postgres.local().named("synapsedb progress")).await?;
+    let client = shared.sql("progress").await?;
     progress_of(shared, &client).await
 }
 
@@ -240,7 +228,7 @@ enum Part {
 }
 
 async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()> {
-    let mut backoff = backoff_of(&shared);
+    let mut backoff = retry::backoff(&shared.config);
     while wait_for(&shared, &stop, Board::is_prepared).await {
         let ended = tokio::select! {
             () = stop.cancelled() => break,
@@ -259,13 +247,13 @@ async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()>
             applied: shared.applied.durable(),
             wal_lsn: Lsn::ZERO,
         });
-        pause(&mut backoff, &stop).await;
+        retry::pause(&mut backoff, &stop).await;
     }
     Ok(())
 }
 
 async fn progress(shared: &Shared) -> Result<()> {
-    let client = client::connect(&shared.postgres.local().named("synapsedb progress")).await?;
+    let client = shared.sql("progress").await?;
     let mut due = tokio::time::interval(PROGRESS_INTERVAL);
     loop {
         due.tick().await;

@@ -263,7 +263,7 @@ impl<'a> Lane<'a> {
             None => {
                 self.applied_any = true;
                 self.shared.applied.advance(self.source.origin, outcome.commit_lsn);
-                self.shared.status.applied(self.source.origin, outcome.commit_lsn);
+                self.shared.status.applied(self.source.origin);
                 self.shared.metrics.applied(outcome.transactions, outcome.ineffective);
                 Ok(())
             }

@@ -16,15 +16,13 @@ mod write;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use synapsedb_core::backoff::{self, Backoff};
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
 
 use super::spool::{Spool, SpoolError};
-use super::{Shared, ddl};
+use super::{Shared, ddl, retry};
 use lane::{Failure, Lane};
 
 /// Which origin a lane applies, and where its transactions lie.
@@ -49,11 +47,7 @@ pub(crate) type Skipped = BTreeSet<(Lsn, usize)>;
 /// # Errors
 /// The connection is lost, or the spool cannot be read.
 pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallible> {
-    let config = &shared.config;
-    let mut backoff = Backoff::new(backoff::Config {
-        first_ms: config.retry_min_ms,
-        limit_ms: config.retry_max_ms,
-    });
+    let mut backoff = retry::backoff(&shared.config);
     let mut skipped = Skipped::new();
     let mut failed_runs = 0;
     loop {
@@ -88,8 +82,7 @@ pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallibl
             continue;
         }
         report(&shared, &source, &failure);
-        let wait = Duration::from_millis(backoff.failed(rand::random()));
-        tokio::time::sleep(wait).await;
+        retry::wait(&mut backoff).await;
     }
 }
 
