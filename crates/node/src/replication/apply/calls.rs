@@ -13,6 +13,7 @@ use bytes::Bytes;
 use synapsedb_core::change::Change;
 use synapsedb_core::delivery::Delivery;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::time::Timestamp;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 
@@ -61,6 +62,7 @@ struct Run {
     times: TextArray,
     values: Vec<TextArray>,
     last: Lsn,
+    last_time: Timestamp,
     transactions: u64,
 }
 
@@ -73,6 +75,7 @@ impl Run {
             times: TextArray::new(),
             values: (0..values).map(|_| TextArray::new()).collect(),
             last: Lsn::ZERO,
+            last_time: Timestamp::default(),
             transactions: 0,
         }
     }
@@ -83,7 +86,7 @@ impl Run {
         for (array, value) in self.values.iter_mut().zip(values) {
             array.push(value.as_deref())?;
         }
-        self.last = header.commit_lsn;
+        (self.last, self.last_time) = (header.commit_lsn, header.commit_time);
         self.transactions += 1;
         Ok(())
     }
@@ -145,6 +148,7 @@ impl Lane<'_> {
         parameters.extend(arrays.iter().map(|array| Parameter::Binary(array)));
         self.session.execute(&run.call, &parameters, Purpose::Call)?;
         self.session.sync_run(run.last, run.transactions);
+        self.shared.status.sent(self.source.origin, run.last, run.last_time);
         self.sent = run.last;
         Ok(())
     }

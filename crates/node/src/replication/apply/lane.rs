@@ -124,6 +124,7 @@ impl<'a> Lane<'a> {
             }
         }
         shared.applied.advance(source.origin, sent);
+        shared.status.lane_starts(source.origin);
         let reader = source.spool.reader_after(sent)?;
         let mut lane = Self {
             shared,
@@ -263,7 +264,7 @@ impl<'a> Lane<'a> {
             None => {
                 self.applied_any = true;
                 self.shared.applied.advance(self.source.origin, outcome.commit_lsn);
-                self.shared.status.applied(self.source.origin);
+                self.shared.status.applied(self.source.origin, outcome.commit_lsn);
                 self.shared.metrics.applied(outcome.transactions, outcome.ineffective);
                 Ok(())
             }
@@ -322,6 +323,7 @@ impl<'a> Lane<'a> {
         self.ddl_tags.clear();
         self.created_ahead.clear();
         self.current.clear();
+        self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
         self.time = sql_time(header.commit_time).into_bytes();
         let (previous, lsn) = (self.sent.to_string(), header.commit_lsn.to_string());
         let time = self.time.clone();
