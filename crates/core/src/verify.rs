@@ -101,9 +101,10 @@ pub fn judge_row(looks: &[Look], patience: Patience) -> RowVerdict {
     let never_met = |still: NodeId, moving: NodeId| {
         looks.iter().all(|look| content(look, still) != content(look, moving))
     };
-    let left_behind = last.keys().filter(|node| stands(node)).any(|still| {
-        last.keys().any(|moving| moving != still && never_met(*still, *moving))
-    });
+    let left_behind = last
+        .keys()
+        .filter(|node| stands(node))
+        .any(|still| last.keys().any(|moving| moving != still && never_met(*still, *moving)));
     if left_behind { RowVerdict::Different } else { RowVerdict::InFlight }
 }
 
@@ -152,8 +153,10 @@ mod tests {
             (word != "-").then(|| RowState { content: content.into(), version: version.into() })
         };
         let rows = text.split(' ').enumerate();
-        rows.map(|(index, word)| (NodeId::new(u16::try_from(index).unwrap() + 1).unwrap(), row(word)))
-            .collect()
+        rows.map(|(index, word)| {
+            (NodeId::new(u16::try_from(index).unwrap() + 1).unwrap(), row(word))
+        })
+        .collect()
     }
 
     fn judge(looks: &[&str]) -> RowVerdict {
@@ -198,8 +201,7 @@ mod tests {
 
     #[test]
     fn a_row_that_is_always_being_written_is_in_flight() {
-        let looks =
-            ["a.1 b.1", "c.2 b.2", "d.3 c.3", "e.4 d.4", "f.5 e.5", "g.6 f.6"];
+        let looks = ["a.1 b.1", "c.2 b.2", "d.3 c.3", "e.4 d.4", "f.5 e.5", "g.6 f.6"];
         for shown in 1..looks.len() {
             assert_eq!(judge(&looks[..shown]), RowVerdict::Again);
         }
@@ -222,7 +224,10 @@ mod tests {
     #[test]
     fn what_most_nodes_hold_is_right() {
         let found = |text: &str| {
-            faults(&look(text)).into_iter().map(|(node, fault)| (node.get(), fault)).collect::<Vec<_>>()
+            faults(&look(text))
+                .into_iter()
+                .map(|(node, fault)| (node.get(), fault))
+                .collect::<Vec<_>>()
         };
         assert_eq!(found("a.1 a.2 a.3"), []);
         assert_eq!(found("a.1 b.2 a.3"), [(2, Fault::Different)]);

@@ -148,7 +148,10 @@ pub(crate) fn failed(error: &anyhow::Error) -> Response {
 /// What the server said: the text of a tokio-postgres error alone is "db error".
 pub(crate) fn sql_words(error: &anyhow::Error) -> String {
     let said = error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error());
-    said.map_or_else(|| format!("{error:#}"), |said| format!("{} {}", said.code().code(), said.message()))
+    said.map_or_else(
+        || format!("{error:#}"),
+        |said| format!("{} {}", said.code().code(), said.message()),
+    )
 }
 
 /// The routes of this component.

@@ -93,8 +93,9 @@ async fn row(shared: &Shared, node: NodeId) -> MatrixRowBody {
     } else {
         let answer = shared.peers.call_within(node, SERVICE, Bytes::new(), ANSWER_TIMEOUT).await;
         answer.map_err(|error| error.to_string()).and_then(|answer| {
-            serde_json::from_slice(&answer)
-                .map_err(|error| format!("node {node} answers what is not understood here: {error}"))
+            serde_json::from_slice(&answer).map_err(|error| {
+                format!("node {node} answers what is not understood here: {error}")
+            })
         })
     };
     let node = node.get();
@@ -129,11 +130,9 @@ const METRICS: [LaneMetric; 3] = [
         "The age of the origin's newest probe row that arrived here",
         |lane| lane.probe_age_ms,
     ),
-    (
-        "synapsedb_replication_heartbeat_age_ms",
-        "How long ago the origin was heard last",
-        |lane| lane.heartbeat_age_ms,
-    ),
+    ("synapsedb_replication_heartbeat_age_ms", "How long ago the origin was heard last", |lane| {
+        lane.heartbeat_age_ms
+    }),
 ];
 
 impl Collector for Metrics {

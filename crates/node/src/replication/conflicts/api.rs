@@ -122,7 +122,8 @@ async fn conflict(State(handle): State<Handle>, Path(id): Path<i64>) -> Response
             Some(conflict) => Json(conflict).into_response(),
             None => {
                 let node = handle.shared.identity.node;
-                let message = format!("there is no conflict {id} on node {node}; old ones are deleted");
+                let message =
+                    format!("there is no conflict {id} on node {node}; old ones are deleted");
                 ErrorBody::new("not_found", message).with(StatusCode::NOT_FOUND)
             }
         },

@@ -18,7 +18,8 @@ async fn list(shared: &Shared, filter: &FilterQuery, id: Option<i64>) -> Result<
     client.batch_execute("set timezone = utc; set statement_timeout = '5s'").await?;
     let limit = i64::from(limit(filter.limit)) + 1;
     let sql = include_str!("../sql/conflicts.sql");
-    let rows = client.query(sql, &[&filter.table, &filter.r#type, &filter.since, &id, &limit]).await?;
+    let rows =
+        client.query(sql, &[&filter.table, &filter.r#type, &filter.since, &id, &limit]).await?;
     let parsed = rows.iter().map(|row| serde_json::from_str(row.get(0)));
     parsed.collect::<Result<_, _>>().context("read synapsedb.conflict")
 }

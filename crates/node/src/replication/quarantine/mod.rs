@@ -36,13 +36,18 @@ async fn skip(shared: &Shared, id: i64) -> Result<Option<QuarantinedBody>> {
     let deleted = client.query_opt(include_str!("../sql/skip_quarantined.sql"), &[&id]).await?;
     let Some(row) = deleted else { return Ok(None) };
     let json: &str = row.get(0);
-    tracing::warn!(id, "a quarantined change was given up by request and is not applied here: {json}");
+    tracing::warn!(
+        id,
+        "a quarantined change was given up by request and is not applied here: {json}"
+    );
     Ok(Some(serde_json::from_str(json).context("read synapsedb.quarantine")?))
 }
 
 /// Tries a quarantined change again.
 pub(crate) async fn retry(_shared: &Shared, _id: i64) -> Result<Retried> {
-    Ok(Retried::Unable("a change in quarantine cannot be tried again by this agent; nothing was changed"))
+    Ok(Retried::Unable(
+        "a change in quarantine cannot be tried again by this agent; nothing was changed",
+    ))
 }
 
 fn limit(asked: Option<u32>) -> u32 {

@@ -224,7 +224,8 @@ impl Circle<'_> {
 
     /// Tells all nodes that the comparison is over; one that does not hear it finds out by itself.
     pub(super) async fn end(&self) {
-        let told = self.nodes.iter().map(|node| self.call(*node, Call { job: self.job, ask: Ask::End }));
+        let told =
+            self.nodes.iter().map(|node| self.call(*node, Call { job: self.job, ask: Ask::End }));
         let _ = tokio::time::timeout(std::time::Duration::from_secs(1), join_all(told)).await;
     }
 }

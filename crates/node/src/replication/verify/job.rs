@@ -83,7 +83,9 @@ async fn compare(circle: &mut Circle<'_>, job: &Job) -> Result<(), Trouble> {
             if let Some(difference) = schema_difference(&circle.nodes, described) {
                 break table::body(name, Some(difference), None);
             }
-            let Some(here) = described.get(&circle.here()) else { break table::body(name, None, None) };
+            let Some(here) = described.get(&circle.here()) else {
+                break table::body(name, None, None);
+            };
             match table::verify(circle, job, here, from).await {
                 Ok(body) => break body,
                 Err(Trouble::Failed(reason)) => break table::body(name, None, Some(reason)),
@@ -132,7 +134,8 @@ async fn describe_all(circle: &Circle<'_>, wanted: Option<&String>) -> Result<Ta
                 tables.entry(table.table.clone()).or_default().insert(node, table);
             }
         }
-        let differ = |of: &BTreeMap<NodeId, Described>| schema_difference(&circle.nodes, of).is_some();
+        let differ =
+            |of: &BTreeMap<NodeId, Described>| schema_difference(&circle.nodes, of).is_some();
         if round >= DESCRIPTIONS_MAX || !tables.values().any(differ) {
             return Ok(tables);
         }
@@ -144,8 +147,11 @@ async fn describe_all(circle: &Circle<'_>, wanted: Option<&String>) -> Result<Ta
 
 /// How a table differs between the nodes, as a sentence.
 fn schema_difference(nodes: &[NodeId], described: &BTreeMap<NodeId, Described>) -> Option<String> {
-    let missing: Vec<_> =
-        nodes.iter().filter(|node| !described.contains_key(node)).map(ToString::to_string).collect();
+    let missing: Vec<_> = nodes
+        .iter()
+        .filter(|node| !described.contains_key(node))
+        .map(ToString::to_string)
+        .collect();
     if !missing.is_empty() {
         return Some(format!("it is not on node {}", missing.join(" and ")));
     }
@@ -153,7 +159,11 @@ fn schema_difference(nodes: &[NodeId], described: &BTreeMap<NodeId, Described>) 
     let (first, expected) = all.next()?;
     let (other, found) = all.find(|(_, found)| *found != expected)?;
     let columns = |described: &Described| -> BTreeSet<String> {
-        described.columns.iter().map(|column| format!("{} {}", column.name, column.r#type)).collect()
+        described
+            .columns
+            .iter()
+            .map(|column| format!("{} {}", column.name, column.r#type))
+            .collect()
     };
     let (expected_columns, found_columns) = (columns(expected), columns(found));
     let only = |some: &BTreeSet<String>, others: &BTreeSet<String>| {
@@ -178,7 +188,7 @@ mod tests {
     use super::*;
 
     fn described(columns: &[(&str, &str)], key: &[(&str, &str)]) -> Described {
-        let columns = |all: &[(&str, &str)]| {
+        let all = |all: &[(&str, &str)]| {
             let column = |(name, kind): &(&str, &str)| Column {
                 name: (*name).to_owned(),
                 r#type: (*kind).to_owned(),
@@ -186,7 +196,7 @@ mod tests {
             all.iter().map(column).collect()
         };
         let table = TableName { schema: "public".to_owned(), name: "t".to_owned() };
-        Described { table, columns: columns(columns), key: columns(key) }
+        Described { table, columns: all(columns), key: all(key) }
     }
 
     #[test]
@@ -207,7 +217,9 @@ mod tests {
             of(&one, &described(&id, &id)).unwrap(),
             "its columns differ: only node 1 has v text, only node 2 has nothing"
         );
-        assert!(of(&one, &described(&[("id", "integer"), ("v", "text")], &[])).unwrap().contains("key"));
+        assert!(
+            of(&one, &described(&[("id", "integer"), ("v", "text")], &[])).unwrap().contains("key")
+        );
     }
 
     #[test]
@@ -225,7 +237,10 @@ mod tests {
         assert_eq!(one(table(|table| table.undecided = 1)), Verdict::Incomplete);
         assert_eq!(one(table(|table| table.error = Some(String::new()))), Verdict::Incomplete);
         assert_eq!(one(table(|table| table.different = 1)), Verdict::Repaired);
-        assert_eq!(one(table(|table| table.schema_difference = Some(String::new()))), Verdict::Different);
+        assert_eq!(
+            one(table(|table| table.schema_difference = Some(String::new()))),
+            Verdict::Different
+        );
         let left = table(|table| (table.different, table.left) = (2, 1));
         assert_eq!(verdict(&[left], &lost), Verdict::Different);
     }

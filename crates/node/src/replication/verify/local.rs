@@ -60,7 +60,10 @@ async fn with_session(shared: &Shared, from: NodeId, job: Uuid, ask: Ask) -> Res
     if let Some(other) = slot.as_ref().filter(|open| open.job != job)
         && other.used.elapsed() < IDLE_MAX
     {
-        bail!("it is taking part in another comparison, of node {}: try again later", other.asked_by);
+        bail!(
+            "it is taking part in another comparison, of node {}: try again later",
+            other.asked_by
+        );
     }
     slot.take_if(|open| open.job != job || open.client.is_closed());
     let session = match slot.as_mut() {
@@ -173,7 +176,11 @@ impl Session {
             columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
         let rows = self.client.query(sql, &parameters).await?;
         if rows.len() != keys.len() {
-            bail!("{} rows were found for {} keys: the primary key is not unique", rows.len(), keys.len());
+            bail!(
+                "{} rows were found for {} keys: the primary key is not unique",
+                rows.len(),
+                keys.len()
+            );
         }
         Ok(rows)
     }
@@ -195,12 +202,15 @@ async fn position(shared: &Shared, client: &Client) -> Result<Position> {
     let before: Lsn = row.get::<_, String>(0).parse()?;
     let (node, boot) = (i32::from(shared.identity.node.get()), shared.boot.to_string());
     client.execute(include_str!("../sql/write_probe.sql"), &[&node, &boot]).await?;
-    let (_, spool) = shared.spools.get(shared.identity.node).context("the own spool is not open")?;
+    let (_, spool) =
+        shared.spools.get(shared.identity.node).context("the own spool is not open")?;
     let mut tail = spool.tail_watch();
     let limit = Duration::from_millis(shared.config.verify.barrier_timeout_ms);
     let published = match timeout(limit, tail.wait_for(|tail| *tail >= before)).await {
         Ok(tail) => *tail.context("the own spool was closed")?,
-        Err(_) => bail!("its WAL up to {before} has not been published within {} ms", limit.as_millis()),
+        Err(_) => {
+            bail!("its WAL up to {before} has not been published within {} ms", limit.as_millis())
+        }
     };
     Ok(Position { published, visible: shared.applied.visible() })
 }

@@ -87,14 +87,22 @@ impl Metrics {
     fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let mut add = |name: &str, help: &str, counter: &Counter| {
-            registry.register(format!("synapsedb_replication_verify_{name}"), help, counter.clone());
+            registry.register(
+                format!("synapsedb_replication_verify_{name}"),
+                help,
+                counter.clone(),
+            );
         };
         add("jobs", "Comparisons of the nodes coordinated here", &metrics.jobs);
         add("failures", "Comparisons that could not be finished", &metrics.failures);
         add("rows", "Rows compared", &metrics.rows);
         add("ranges", "Ranges of rows whose hashes were compared", &metrics.ranges);
         add("differences", "Rows found to differ between nodes", &metrics.differences);
-        add("repaired_rows", "Rows of this node set as they are on another", &metrics.repaired_rows);
+        add(
+            "repaired_rows",
+            "Rows of this node set as they are on another",
+            &metrics.repaired_rows,
+        );
         metrics
     }
 }

@@ -1,6 +1,8 @@
 //! Sets rows of this node as they are on another, with the commit times of their writers, and replicates nothing of it.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
 use synapsedb_core::ids::NodeId;
 use synapsedb_pg::client::Client;
 
@@ -9,6 +11,10 @@ use super::local;
 use super::statements::Statements;
 use crate::replication::Shared;
 use crate::replication::api::sql_words;
+
+/// How often, and after which rest, the replication origin is asked for when another session has it.
+const ORIGIN_TRIES: u32 = 100;
+const ORIGIN_RETRY: Duration = Duration::from_millis(50);
 
 /// Sets the rows, each in a transaction of its own.
 ///
@@ -47,7 +53,15 @@ pub(super) async fn set(
 async fn open(shared: &Shared) -> Result<Client> {
     let client = shared.sql("repair").await?;
     local::set_up(shared, &client).await?;
-    client.batch_execute(include_str!("../sql/repair_session.sql")).await?;
+    let mut tries = 0;
+    // Only one session may hold the origin: the one before may take a moment to end.
+    while let Err(error) = client.batch_execute(include_str!("../sql/repair_session.sql")).await {
+        tries += 1;
+        if tries > ORIGIN_TRIES || client.is_closed() {
+            return Err(error).context("take the replication origin synapsedb_settle");
+        }
+        tokio::time::sleep(ORIGIN_RETRY).await;
+    }
     Ok(client)
 }
 
@@ -85,7 +99,17 @@ impl Sql<'_> {
         transaction
             .execute(
                 include_str!("../sql/repair_log.sql"),
-                &[&self.table.schema, &self.table.name, &key, &was, &is, &was_time, &from, &time, &detail],
+                &[
+                    &self.table.schema,
+                    &self.table.name,
+                    &key,
+                    &was,
+                    &is,
+                    &was_time,
+                    &from,
+                    &time,
+                    &detail,
+                ],
             )
             .await?;
         transaction.commit().await?;

@@ -70,7 +70,10 @@ impl Statements {
             ("{hash}", format!("pg_catalog.hashtextextended(row({row})::text collate \"C\", 0)")),
             ("{keys}", list(&mut self.key.iter().map(column))),
             ("{key_texts}", format!("array[{}]::text[]", list(&mut self.key.iter().map(text)))),
-            ("{value_texts}", format!("array[{}]::text[]", list(&mut self.columns.iter().map(text)))),
+            (
+                "{value_texts}",
+                format!("array[{}]::text[]", list(&mut self.columns.iter().map(text))),
+            ),
             ("{range}", self.condition(range)),
             ("{key_arrays}", list(&mut places().map(|place| format!("${place}::text[]")))),
             ("{key_names}", list(&mut places().map(|place| format!("k{place}")))),
@@ -79,9 +82,13 @@ impl Statements {
             ("{names}", list(&mut self.columns.iter().map(|column| quote::ident(&column.name)))),
             (
                 "{values}",
-                list(&mut self.columns.iter().zip(1..).map(|(column, place)| {
-                    format!("($1::text[])[{place}]::{}", column.r#type)
-                })),
+                list(
+                    &mut self
+                        .columns
+                        .iter()
+                        .zip(1..)
+                        .map(|(column, place)| format!("($1::text[])[{place}]::{}", column.r#type)),
+                ),
             ),
         ];
         parts.into_iter().fold(template.to_owned(), |sql, (name, part)| sql.replace(name, &part))
@@ -89,7 +96,8 @@ impl Statements {
 
     /// The key's columns from text.
     fn cast_key(&self, text: impl Fn(usize) -> String) -> String {
-        let cast = |(column, place): (&Column, usize)| format!("{}::{}", text(place), column.r#type);
+        let cast =
+            |(column, place): (&Column, usize)| format!("{}::{}", text(place), column.r#type);
         self.key.iter().zip(1..).map(cast).collect::<Vec<_>>().join(", ")
     }
 
@@ -97,8 +105,9 @@ impl Statements {
         let bound = |operator: &str, key: &Key| {
             let keys: Vec<_> = self.key.iter().map(column).collect();
             let values = key.iter().zip(&self.key);
-            let values: Vec<_> =
-                values.map(|(text, key)| format!("{}::{}", quote::literal(text), key.r#type)).collect();
+            let values: Vec<_> = values
+                .map(|(text, key)| format!("{}::{}", quote::literal(text), key.r#type))
+                .collect();
             format!("({}) {operator} ({})", keys.join(", "), values.join(", "))
         };
         let after = range.after.as_ref().map(|key| bound(">", key));

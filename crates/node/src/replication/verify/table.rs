@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::verify::{
-    Digest, Fault, Look, Patience, RangeVerdict, RowState, RowVerdict, faults, judge_range, judge_row,
+    Digest, Fault, Look, Patience, RangeVerdict, RowState, RowVerdict, faults, judge_range,
+    judge_row,
 };
 
 use super::api::{DifferenceBody, TableBody};
-use super::call::{Ask, Circle, Described, Fetched, Key, Range, SetOutcome, SetRow, TableName, Trouble};
+use super::call::{
+    Ask, Circle, Described, Fetched, Key, Range, SetOutcome, SetRow, TableName, Trouble,
+};
 use super::{Config, Job};
 
 /// Into how many parts a range that differs is cut.
@@ -215,10 +218,8 @@ impl Comparison<'_> {
 
     /// Looks at suspects again until each of them is judged.
     async fn settle(&self, mut suspects: Vec<Suspect>) -> Result<Settled, Trouble> {
-        let patience = Patience {
-            confirmations: self.config.confirmations,
-            looks_max: self.config.looks_max,
-        };
+        let patience =
+            Patience { confirmations: self.config.confirmations, looks_max: self.config.looks_max };
         let mut settled = Settled::default();
         loop {
             let mut open = Vec::new();
@@ -250,7 +251,8 @@ impl Comparison<'_> {
     async fn settle_suspects(&mut self) -> Result<(), Trouble> {
         let suspects = std::mem::take(&mut self.suspects);
         if self.keyless {
-            let rows = suspects.iter().flat_map(|suspect| suspect.looks.last()).flat_map(BTreeMap::values);
+            let rows =
+                suspects.iter().flat_map(|suspect| suspect.looks.last()).flat_map(BTreeMap::values);
             let rows = rows.flatten().filter_map(|row| row.content.split(' ').next()?.parse().ok());
             self.counted(rows.max().unwrap_or(0));
         }
@@ -307,7 +309,8 @@ impl Comparison<'_> {
     async fn mend(&mut self, from: NodeId, mut left: Vec<Suspect>) -> Result<(), Trouble> {
         let mut reasons = BTreeMap::new();
         if self.keyless {
-            let reason = "it has no primary key: its rows cannot be told apart to set them".to_owned();
+            let reason =
+                "it has no primary key: its rows cannot be told apart to set them".to_owned();
             reasons.insert(Key::new(), reason);
         } else {
             for _ in 0..REPAIRS_MAX {
