@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use synapsedb_dev::client::{Server, Session};
 use synapsedb_dev::load::{self, Load};
-use synapsedb_dev::{Cluster, Node, eventually};
+use synapsedb_dev::{Cluster, HttpPort, Node, eventually};
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 use crate::{NOTICED, binary, cluster, shared};
 
@@ -43,6 +44,36 @@ fn agent(node: &Node) -> Server {
 /// Changes rows on one node only.
 async fn spoil(node: &Node, sql: &str) {
     behind_the_back(node).await.rows(sql).await.unwrap();
+}
+
+/// Rows that every node writes all the time, and rows that come and go.
+async fn hot_rows(cluster: &Cluster) -> JoinSet<()> {
+    cluster
+        .node(1)
+        .sql(
+            "create table hot (id int primary key, v int);
+             create table queue (node int, id int, v text, primary key (node, id));
+             insert into hot select i, 0 from generate_series(1, 20) i",
+        )
+        .await;
+    cluster.all_show("select count(*) from hot", &["20"]).await;
+    let mut writers = JoinSet::new();
+    for node in cluster.nodes() {
+        let (session, number) = (node.session().await, node.number());
+        writers.spawn(async move {
+            for round in 0.. {
+                let (hot, job) = (round % 20 + 1, round % 7);
+                let update = format!("update hot set v = {round} * 3 + {number} where id = {hot}");
+                session.rows(&update).await.unwrap();
+                let come = format!("insert into queue values ({number}, {job}, 'job {round}')");
+                session.rows(&come).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                let go = format!("delete from queue where node = {number} and id = {job}");
+                session.rows(&go).await.unwrap();
+            }
+        });
+    }
+    writers
 }
 
 /// Runs `synapsedb verify`: the exit code and the comparison.
@@ -109,7 +140,7 @@ async fn what_differs_is_named_and_mended() {
     spoil(cluster.node(1), "insert into verified values (5000, 'it''s', 'extra')").await;
     let (code, job) = verify(&cluster, &["public.verified"]);
     assert_eq!((code, job["verdict"].as_str()), (4, Some("different")), "{job:#}");
-    let expected = ["500,p missing 3", "501,p missing 3", "5000,it's extra 1", "7,p different 2"];
+    let expected = ["500,p missing 3", "5000,it's extra 1", "501,p missing 3", "7,p different 2"];
     assert_eq!(found(table(&job)), expected, "{job:#}");
     assert_eq!(
         (&table(&job)["different"], &table(&job)["left"]),
@@ -147,8 +178,8 @@ async fn what_differs_is_named_and_mended() {
     assert_eq!(cluster.node(2).value(repaired).await, written);
     let logged =
         "select key->>'id', local_row->>'v', remote_row->>'v', remote_node from synapsedb.conflict
-                  where type = 'repair' and table_name = 'verified' order by id";
-    assert_eq!(agent(cluster.node(2)).rows(logged).await, ["5000||extra|1", "7|wrong|v7|1"]);
+                  where type = 'repair' and table_name = 'verified' order by (key->>'id')::int";
+    assert_eq!(agent(cluster.node(2)).rows(logged).await, ["7|wrong|v7|1", "5000||extra|1"]);
     assert_eq!(agent(cluster.node(1)).rows(logged).await, Vec::<String>::new());
     // What is written next reaches everybody.
     cluster.node(3).sql("update verified set v = 'next' where id in (7, 500, 5000)").await;
@@ -169,6 +200,7 @@ async fn rows_that_one_node_has_alone_can_be_deleted_by_a_repair() {
     spoil(
         cluster.node(2),
         "delete from lonely where id = 3; update lonely set v = -v where id < 3;
+         update lonely set v = 3 + v where id < 3;
          insert into lonely select i, i from generate_series(100, 3000) i",
     )
     .await;
@@ -179,6 +211,150 @@ async fn rows_that_one_node_has_alone_can_be_deleted_by_a_repair() {
     let (code, job) = verify(&cluster, &["lonely", "--repair", "--from", "3", "--yes"]);
     assert_eq!(code, 0, "{:#}", table(&job)["faults"]);
     cluster.all_show("select id, v from lonely order by id", &["1|1", "2|2", "3|3"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_type_is_compared_and_set() {
+    let _alone = ALONE.lock().await;
+    let cluster = shared().await;
+    cluster
+        .node(1)
+        .sql(
+            "create type verified_mood as enum ('sad', 'it''s fine');
+             create domain verified_code as text check (length(value) < 9);
+             create type verified_pair as (a int, b text);
+             create table \"Verified Types\" (
+                 mood verified_mood, \"Code\" verified_code, padded char(6), at timestamptz, primary key (mood, \"Code\", padded, at),
+                 number bigint generated always as identity, truth bool, small real, large double precision,
+                 exact numeric(20, 5), bytes bytea, day date, span interval, address inet, document jsonb, pair verified_pair,
+                 list text[], pairs verified_pair[], part int4range, bits bit varying, id uuid, other xml, spot point)",
+        )
+        .await;
+    cluster.all_show("select count(*) from \"Verified Types\"", &["0"]).await;
+    cluster
+        .node(2)
+        .sql(
+            "insert into \"Verified Types\" values
+                 ('it''s fine', E'a''\\\\\"', 'ab', '2026-01-02 03:04:05.678901+00', default, true, 0.1, 1e-300, 12345.6789,
+                  '\\x00ff', '2026-01-02', '1 mon -3 days 04:05:06.7', '10.0.0.1', '{\"a\": [1, null]}', (1, null), '{a,null,\"b,c\"}',
+                  array[(1, 'x,y')::verified_pair, null], '[1,5)', '101', gen_random_uuid(), '<a/>', '(1,2)'),
+                 ('sad', '', '', 'infinity', default, null, 'nan', '-infinity', null, null, null, null, null, null, (null, null),
+                  '{}', null, 'empty', null, null, null, null)",
+        )
+        .await;
+    cluster.all_show("select count(*) from \"Verified Types\"", &["2"]).await;
+    let (code, job) = verify(&cluster, &["\"Verified Types\""]);
+    assert_eq!(code, 0, "{job:#}");
+    let rows = "select t::text, (pair is null)::text, num_nulls(pair) from \"Verified Types\" t order by mood";
+    let expected = cluster.node(2).rows(rows).await;
+    spoil(cluster.node(1), "delete from \"Verified Types\"").await;
+    spoil(
+        cluster.node(3),
+        "update \"Verified Types\" set truth = false, pair = null, padded = 'x'",
+    )
+    .await;
+    let (code, job) = verify(&cluster, &["\"Verified Types\"", "--repair", "--from", "2", "--yes"]);
+    assert_eq!(code, 0, "{job:#}");
+    assert_eq!(table(&job)["different"], 4, "{job:#}");
+    for node in cluster.nodes() {
+        assert_eq!(node.rows(rows).await, expected, "node {}", node.number());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_comparison_at_a_time_and_it_can_be_cancelled() {
+    let _alone = ALONE.lock().await;
+    let cluster = shared().await;
+    cluster.node(1).sql("create table held (id int primary key)").await;
+    cluster.all_show("select count(*) from held", &["0"]).await;
+    let lock = cluster.node(2).session().await;
+    lock.rows("begin; lock table held").await.unwrap();
+    let data = cluster.data().to_str().unwrap().to_owned();
+    let first = tokio::task::spawn_blocking(move || {
+        binary().run(&["verify", "--data", &data, "--node", "1", "held"])
+    });
+    let mut id = String::new();
+    eventually("the comparison runs", NOTICED, async || {
+        let jobs = cluster.node(1).http(HttpPort::Raft, "/replication/verify").await;
+        let last =
+            jobs["jobs"].as_array().and_then(|jobs| jobs.last()).cloned().unwrap_or_default();
+        id = last["id"].as_str().unwrap_or_default().to_owned();
+        if last["state"] == "running" && last["table"] == "held" {
+            Ok(())
+        } else {
+            Err(format!("{last}"))
+        }
+    })
+    .await;
+    let data = cluster.data().to_str().unwrap();
+    let second = binary().run(&["verify", "--data", data, "--node", "1", "held"]);
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(second.status.code() == Some(1) && said.contains(&id), "{said}");
+    let url = cluster.node(1).url(HttpPort::Raft, &format!("/replication/verify/{id}"));
+    tokio::task::spawn_blocking(move || ureq::delete(url).call().unwrap()).await.unwrap();
+    let first = first.await.unwrap();
+    let said = String::from_utf8_lossy(&first.stdout).into_owned();
+    assert!(first.status.code() == Some(1) && said.contains("CANCELLED"), "{said}");
+    lock.rows("commit").await.unwrap();
+    let (code, job) = verify(&cluster, &["held"]);
+    assert_eq!(code, 0, "{job:#}");
+    assert!(cluster.node(1).metric("synapsedb_replication_verify_jobs_total", "").await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_dropped_or_altered_meanwhile_is_no_difference() {
+    let _alone = ALONE.lock().await;
+    let cluster = shared().await;
+    cluster
+        .node(1)
+        .sql("create table dropped (id int primary key); create table altered (id int primary key)")
+        .await;
+    cluster.node(1).sql("insert into altered values (1)").await;
+    cluster.all_show("select count(*) from altered", &["1"]).await;
+    for (table, ddl, tables) in [
+        ("dropped", "drop table dropped", 0),
+        ("altered", "alter table altered add column v int, drop column id, add primary key (v)", 1),
+    ] {
+        let ddl_session = cluster.node(1).session().await;
+        if table == "altered" {
+            cluster.node(1).sql("delete from altered").await;
+        }
+        ddl_session.rows(&format!("begin; {ddl}")).await.unwrap();
+        let data = cluster.data().to_str().unwrap().to_owned();
+        let running = tokio::task::spawn_blocking(move || {
+            binary().run(&["verify", "--data", &data, "-o", "json", "--node", "1", table])
+        });
+        eventually("the comparison waits for the lock", NOTICED, async || {
+            let waiting = "select count(*) from pg_stat_activity
+                           where application_name = 'synapsedb verify' and wait_event_type = 'Lock'";
+            agent(cluster.node(1)).shows(waiting, &["1"]).await
+        })
+        .await;
+        ddl_session.rows("commit").await.unwrap();
+        let output = running.await.unwrap();
+        let job: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (output.status.code(), job["verdict"].as_str()),
+            (Some(0), Some("equal")),
+            "{job:#}"
+        );
+        assert_eq!(job["tables"].as_array().unwrap().len(), tables, "{job:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_of_somebody_else_cannot_begin_a_repair() {
+    let cluster = shared().await;
+    for path in ["/replication/verify", "/replication/quarantine/1/skip"] {
+        let url = cluster.node(1).url(HttpPort::Raft, path);
+        let answer = tokio::task::spawn_blocking(move || {
+            // What a form can send without being asked: no JSON by its type.
+            let agent: ureq::Agent =
+                ureq::Agent::config_builder().http_status_as_error(false).build().into();
+            agent.post(url).content_type("text/plain").send("{}").unwrap().status().as_u16()
+        });
+        assert_eq!(answer.await.unwrap(), 415, "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -250,6 +426,7 @@ async fn an_equal_cluster_is_equal_while_it_is_written_and_a_large_table_takes_b
     assert!(quiet < Duration::from_secs(60), "{quiet:?}");
 
     let writing = Load::start(&cluster, &config);
+    let mut hot = hot_rows(&cluster).await;
     for round in 0..3 {
         let node = (round % 3 + 1).to_string();
         let begun = Instant::now();
@@ -266,6 +443,7 @@ async fn an_equal_cluster_is_equal_while_it_is_written_and_a_large_table_takes_b
     assert_eq!(named, ["123456 different 2"], "{job:#}");
     let (code, job) = verify(&cluster, &["--repair", "--from", "3", "--yes"]);
     assert_eq!(code, 0, "{job:#}");
+    hot.shutdown().await;
     let accounts = writing.finish().await;
     cluster.assert_equal_rows().await;
     load::verify(&cluster, 2, &accounts).await.unwrap();

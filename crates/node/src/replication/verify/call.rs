@@ -1,6 +1,7 @@
 //! What the coordinator of a comparison asks the nodes, and the way to them; its own node is asked like any other.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -121,6 +122,13 @@ pub(super) struct SetRow {
     pub(super) row: Option<Fetched>,
 }
 
+impl SetRow {
+    /// When the row that shall be there was committed by its writer.
+    pub(super) fn commit_time(&self) -> Option<&str> {
+        self.row.as_ref()?.commit_time.as_deref()
+    }
+}
+
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -182,9 +190,7 @@ impl Circle<'_> {
             return answer.map_err(|reason| Trouble::Failed(format!("node {node}: {reason}")));
         }
         let body = serde_json::to_vec(&call).map_err(|error| Trouble::Failed(error.to_string()))?;
-        let config = &self.shared.config.verify;
-        let longest = config.statement_timeout_ms.max(config.barrier_timeout_ms);
-        let limit = std::time::Duration::from_millis(longest.saturating_add(CALL_MARGIN_MS));
+        let limit = self.limit(&call.ask);
         let answer = self.shared.peers.call_within(node, SERVICE, Bytes::from(body), limit).await;
         answer.map_err(|error| match error {
             CallError::Remote { message, .. } => Trouble::Failed(format!("node {node}: {message}")),
@@ -194,6 +200,24 @@ impl Circle<'_> {
             | CallError::Disconnected { .. }
             | CallError::Timeout { .. } => Trouble::Lost { node, reason: error.to_string() },
         })
+    }
+
+    /// How long the answer may take.
+    fn limit(&self, ask: &Ask) -> Duration {
+        let config = &self.shared.config.verify;
+        let limit_ms = match ask {
+            Ask::Tables { .. } | Ask::Position | Ask::Await { .. } | Ask::End => {
+                config.barrier_timeout_ms
+            }
+            Ask::Digest { .. }
+            | Ask::NextBound { .. }
+            | Ask::Bounds { .. }
+            | Ask::Rows { .. }
+            | Ask::Look { .. }
+            | Ask::Fetch { .. }
+            | Ask::Set { .. } => config.statement_timeout_ms,
+        };
+        Duration::from_millis(limit_ms.saturating_add(CALL_MARGIN_MS))
     }
 
     /// Asks all nodes at once.
@@ -226,6 +250,6 @@ impl Circle<'_> {
     pub(super) async fn end(&self) {
         let told =
             self.nodes.iter().map(|node| self.call(*node, Call { job: self.job, ask: Ask::End }));
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), join_all(told)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), join_all(told)).await;
     }
 }

@@ -77,28 +77,51 @@ async fn compare(circle: &mut Circle<'_>, job: &Job) -> Result<(), Trouble> {
         )));
     }
     job.update(|body| body.progress.tables = tables.len());
-    for (name, described) in &tables {
+    for (name, described) in tables {
         job.update(|body| body.progress.table = Some(format!("{}.{}", name.schema, name.name)));
-        let body = loop {
-            if let Some(difference) = schema_difference(&circle.nodes, described) {
-                break table::body(name, Some(difference), None);
-            }
-            let Some(here) = described.get(&circle.here()) else {
-                break table::body(name, None, None);
-            };
-            match table::verify(circle, job, here, from).await {
-                Ok(body) => break body,
-                Err(Trouble::Failed(reason)) => break table::body(name, None, Some(reason)),
-                Err(trouble) => without(circle, job, from, trouble)?,
-            }
-        };
+        let body = compare_table(circle, job, from, &name, described).await?;
         job.update(|job| {
             job.progress.tables_done += 1;
-            job.tables.push(body);
+            job.tables.extend(body);
         });
     }
     job.update(|body| body.progress.table = None);
     Ok(())
+}
+
+/// Compares a table with whom it can; nothing if the table is dropped meanwhile.
+async fn compare_table(
+    circle: &mut Circle<'_>,
+    job: &Job,
+    from: Option<NodeId>,
+    name: &TableName,
+    mut described: BTreeMap<NodeId, Described>,
+) -> Result<Option<TableBody>, Trouble> {
+    loop {
+        if let Some(difference) = schema_difference(&circle.nodes, &described) {
+            return Ok(Some(table::body(name, Some(difference), None)));
+        }
+        let Some(here) = described.get(&circle.here()) else { return Ok(None) };
+        let trouble = match table::verify(circle, job, here, from).await {
+            Ok(body) => return Ok(Some(body)),
+            Err(Trouble::Failed(reason)) => match describe_all(circle, None).await {
+                // It was altered or dropped while it was compared.
+                Ok(mut tables) => match tables.remove(name) {
+                    None => return Ok(None),
+                    Some(same) if same == described => {
+                        return Ok(Some(table::body(name, None, Some(reason))));
+                    }
+                    Some(other) => {
+                        described = other;
+                        continue;
+                    }
+                },
+                Err(trouble) => trouble,
+            },
+            Err(trouble) => trouble,
+        };
+        without(circle, job, from, trouble)?;
+    }
 }
 
 /// Goes on without a node that was lost, if it can.

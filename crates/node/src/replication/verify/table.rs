@@ -23,6 +23,8 @@ const LOOKED_AT: usize = 500;
 const SET_AT_ONCE: usize = 50;
 /// How often a row is set that differs again afterwards.
 const REPAIRS_MAX: usize = 3;
+/// After a node was late so often, it is not waited for again.
+const LATE_MAX: usize = 3;
 
 /// A row that differed when it was looked at.
 struct Suspect {
@@ -65,6 +67,7 @@ pub(super) async fn verify(
         from,
         body: body(&described.table, None, None),
         suspects: Vec::new(),
+        late: 0,
     };
     comparison.run().await
 }
@@ -78,6 +81,8 @@ struct Comparison<'a> {
     from: Option<NodeId>,
     body: TableBody,
     suspects: Vec<Suspect>,
+    /// How often a node did not apply in time what the others had committed.
+    late: usize,
 }
 
 impl Comparison<'_> {
@@ -217,7 +222,7 @@ impl Comparison<'_> {
     }
 
     /// Looks at suspects again until each of them is judged.
-    async fn settle(&self, mut suspects: Vec<Suspect>) -> Result<Settled, Trouble> {
+    async fn settle(&mut self, mut suspects: Vec<Suspect>) -> Result<Settled, Trouble> {
         let patience =
             Patience { confirmations: self.config.confirmations, looks_max: self.config.looks_max };
         let mut settled = Settled::default();
@@ -234,7 +239,12 @@ impl Comparison<'_> {
             if open.is_empty() {
                 return Ok(settled);
             }
-            if let Some(reason) = self.circle.barrier().await? {
+            let late = match self.body.undecided_reason.clone().filter(|_| self.late >= LATE_MAX) {
+                Some(known) => Some(known),
+                None => self.circle.barrier().await?,
+            };
+            if let Some(reason) = late {
+                self.late += 1;
                 settled.undecided = open.len() as u64;
                 settled.undecided_reason = Some(reason);
                 return Ok(settled);
@@ -256,7 +266,14 @@ impl Comparison<'_> {
             let rows = rows.flatten().filter_map(|row| row.content.split(' ').next()?.parse().ok());
             self.counted(rows.max().unwrap_or(0));
         }
-        let settled = self.settle(suspects).await?;
+        let mut settled = self.settle(suspects).await?;
+        if self.keyless && settled.in_flight > 0 {
+            settled.undecided = std::mem::take(&mut settled.in_flight);
+            settled.undecided_reason = Some(
+                "it was written at every look, and without primary key rows cannot be told apart"
+                    .to_owned(),
+            );
+        }
         self.add_undecided(&settled);
         let found = settled.different.len() as u64;
         self.body.different += found;
