@@ -36,8 +36,8 @@ const DIFFERENT: u8 = 4;
 
 /// One database made of stock PostgreSQL servers.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 (status, repl, conflicts) works, but not all of it, 4 (verify) the nodes
-/// differ.
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 (status, repl, conflicts) works, but not all of it, 4 (verify) the
+/// nodes differ.
 #[derive(Parser)]
 #[command(name = "synapsedb", version, disable_help_subcommand = true)]
 struct Cli {

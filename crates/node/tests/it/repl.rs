@@ -157,7 +157,8 @@ async fn a_quarantined_change_is_listed_and_given_up_on_request() {
         .sql(
             "insert into synapsedb.quarantine (origin, incarnation, commit_lsn, commit_time, position, schema_name,
                  table_name, kind, new_row, relation, message, reason, sqlstate)
-             values (1, 1, '0/AB', now(), 0, 'public', 'sick', 'insert', '{\"id\": 1}', 'r', 'm', 'it is too long', '22001')",
+             values (1, 1, '0/AB', now(), 0, 'public', 'sick', 'insert', '{\"id\": 1}', 'r', 'm', 'it is too long',
+                 '22001')",
         )
         .await;
     let (code, text, _) = run(&cluster, &["repl", "quarantine"], &["-o", "json"]);

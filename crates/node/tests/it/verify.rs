@@ -1,4 +1,4 @@
-//! `synapsedb verify`: nothing is called different that is on its way, everything is found that differs, and repairs mend.
+//! `synapsedb verify`: nothing is called different that is on its way, all that differs is found, and repairs mend it.
 
 use std::time::{Duration, Instant};
 
@@ -121,7 +121,8 @@ async fn what_differs_is_named_and_mended() {
     cluster
         .node(1)
         .sql(
-            "create table verified (id int, part text, v text, at timestamptz, twice int generated always as (id * 2) stored,
+            "create table verified (id int, part text, v text, at timestamptz,
+                 twice int generated always as (id * 2) stored,
                  primary key (id, part));
              insert into verified select i, 'p', 'v' || i, now() from generate_series(1, 1000) i",
         )
@@ -173,7 +174,16 @@ async fn what_differs_is_named_and_mended() {
         node.shows("select v from verified where id = 7", &["v7"]).await.unwrap();
         node.shows("select count(*), sum(twice) from verified", &["1001|1011000"]).await.unwrap();
     }
-    // The repaired row has its writer's time, and the log has both rows.
+    the_log_has_both_rows(&cluster, &written).await;
+    // What is written next reaches everybody.
+    cluster.node(3).sql("update verified set v = 'next' where id in (7, 500, 5000)").await;
+    cluster.all_show("select count(*) from verified where v = 'next'", &["3"]).await;
+    let (code, job) = verify(&cluster, &["verified"]);
+    assert_eq!(code, 0, "{job:#}");
+}
+
+/// The repaired row has its writer's time, and the log of its node has both rows.
+async fn the_log_has_both_rows(cluster: &Cluster, written: &str) {
     let repaired = "select pg_xact_commit_timestamp(xmin) from verified where id = 7";
     assert_eq!(cluster.node(2).value(repaired).await, written);
     let logged =
@@ -181,11 +191,6 @@ async fn what_differs_is_named_and_mended() {
                   where type = 'repair' and table_name = 'verified' order by (key->>'id')::int";
     assert_eq!(agent(cluster.node(2)).rows(logged).await, ["7|wrong|v7|1", "5000||extra|1"]);
     assert_eq!(agent(cluster.node(1)).rows(logged).await, Vec::<String>::new());
-    // What is written next reaches everybody.
-    cluster.node(3).sql("update verified set v = 'next' where id in (7, 500, 5000)").await;
-    cluster.all_show("select count(*) from verified where v = 'next'", &["3"]).await;
-    let (code, job) = verify(&cluster, &["verified"]);
-    assert_eq!(code, 0, "{job:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,10 +229,13 @@ async fn every_type_is_compared_and_set() {
              create domain verified_code as text check (length(value) < 9);
              create type verified_pair as (a int, b text);
              create table \"Verified Types\" (
-                 mood verified_mood, \"Code\" verified_code, padded char(6), at timestamptz, primary key (mood, \"Code\", padded, at),
+                 mood verified_mood, \"Code\" verified_code, padded char(6), at timestamptz,
+                 primary key (mood, \"Code\", padded, at),
                  number bigint generated always as identity, truth bool, small real, large double precision,
-                 exact numeric(20, 5), bytes bytea, day date, span interval, address inet, document jsonb, pair verified_pair,
-                 list text[], pairs verified_pair[], part int4range, bits bit varying, id uuid, other xml, spot point)",
+                 exact numeric(20, 5), bytes bytea, day date, span interval, address inet, document jsonb,
+                 pair verified_pair,
+                 list text[], pairs verified_pair[], part int4range, bits bit varying, id uuid,
+                 other xml, spot point)",
         )
         .await;
     cluster.all_show("select count(*) from \"Verified Types\"", &["0"]).await;
@@ -235,11 +243,12 @@ async fn every_type_is_compared_and_set() {
         .node(2)
         .sql(
             "insert into \"Verified Types\" values
-                 ('it''s fine', E'a''\\\\\"', 'ab', '2026-01-02 03:04:05.678901+00', default, true, 0.1, 1e-300, 12345.6789,
-                  '\\x00ff', '2026-01-02', '1 mon -3 days 04:05:06.7', '10.0.0.1', '{\"a\": [1, null]}', (1, null), '{a,null,\"b,c\"}',
-                  array[(1, 'x,y')::verified_pair, null], '[1,5)', '101', gen_random_uuid(), '<a/>', '(1,2)'),
-                 ('sad', '', '', 'infinity', default, null, 'nan', '-infinity', null, null, null, null, null, null, (null, null),
-                  '{}', null, 'empty', null, null, null, null)",
+                 ('it''s fine', E'a''\\\\\"', 'ab', '2026-01-02 03:04:05.678901+00', default, true,
+                  0.1, 1e-300, 12345.6789, '\\x00ff', '2026-01-02', '1 mon -3 days 04:05:06.7', '10.0.0.1',
+                  '{\"a\": [1, null]}', (1, null), '{a,null,\"b,c\"}', array[(1, 'x,y')::verified_pair, null],
+                  '[1,5)', '101', gen_random_uuid(), '<a/>', '(1,2)'),
+                 ('sad', '', '', 'infinity', default, null, 'nan', '-infinity', null, null, null,
+                  null, null, null, (null, null), '{}', null, 'empty', null, null, null, null)",
         )
         .await;
     cluster.all_show("select count(*) from \"Verified Types\"", &["2"]).await;
