@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`] |
 //! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
-//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`failover`] |
+//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`], [`failover`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
 //! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`].
@@ -19,6 +19,7 @@ pub mod delivery;
 pub mod failover;
 pub mod ids;
 pub mod lsn;
+pub mod policy;
 pub mod sequence;
 pub mod state;
 pub mod time;
