@@ -20,6 +20,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod reaper;
+pub mod sim;
 pub mod tidy;
 
 pub use binary::{Binary, binary};
