@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod binary;
+pub mod causality;
 pub mod chaos;
 pub mod client;
 pub mod cluster;

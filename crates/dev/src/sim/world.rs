@@ -227,8 +227,8 @@ impl World<'_> {
                 self.send(to, from, answered);
                 Ok(())
             }
-            // After a crash the spool of a node that never was an origin's may begin later: only the origin itself
-            // must always have what is needed.
+            // A request that was long on its way asks for what has come by another one.
+            Err(_) if self.nodes[&from].request(request.origin).after > request.after => Ok(()),
             Err(reason) => Err(reason),
         }
     }
