@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod attached;
+mod causality;
 mod chaos;
 mod cli;
 mod configuration;
+mod convergence;
 mod corruption;
 mod ddl;
 mod disk;
