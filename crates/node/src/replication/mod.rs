@@ -20,6 +20,7 @@ mod serve;
 pub mod spool;
 mod status;
 mod task;
+mod visible;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -102,6 +103,7 @@ pub(crate) struct Shared {
     pub(crate) raft: raft::Handle,
     pub(crate) postgres: postgres::Handle,
     pub(crate) applied: Applied,
+    pub(crate) own_commits: visible::OwnCommits,
     pub(crate) spools: spools::Spools,
     pub(crate) status: status::Board,
     pub(crate) metrics: metrics::Metrics,
@@ -157,6 +159,7 @@ pub fn new(
         raft,
         postgres,
         applied: Applied::default(),
+        own_commits: visible::OwnCommits::default(),
         spools,
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),

@@ -264,7 +264,8 @@ impl<'a> Publisher<'a> {
 
     fn commit(&mut self, end_lsn: Lsn) -> Result<()> {
         match std::mem::replace(&mut self.open, Open::Idle) {
-            Open::Local { spooled: true, .. } => {
+            Open::Local { header, spooled: true } => {
+                self.shared.own_commits.committed(header.commit_lsn, header.xid);
                 self.writer.commit(end_lsn)?;
                 self.shared.metrics.published_transactions.inc();
             }

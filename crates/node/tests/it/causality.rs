@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use synapsedb_dev::causality::{self, Workload};
 use synapsedb_dev::chaos::{self, Fault};
+use synapsedb_dev::client::Server;
+use synapsedb_dev::{Node, eventually};
 
-use crate::{cluster, skip};
+use crate::{NOTICED, cluster, skip};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_effect_is_seen_before_its_cause_on_hot_keys() {
@@ -32,4 +34,43 @@ async fn the_observers_find_effects_without_causes_on_pglogical() {
         Ok(report) => assert!(report.violations > 0 && report.faults > 5, "{report:?}"),
         Err(error) => skip(&format!("{error:#}")),
     }
+}
+
+/// The node's server, for its superuser.
+fn superuser(node: &Node) -> Server {
+    let password = std::fs::read_to_string(node.folder().join("secrets/agent.password")).unwrap();
+    let (user, password) = ("synapsedb_agent".to_owned(), password.trim().to_owned());
+    Server { user, password, ..node.server().clone() }
+}
+
+/// The WAL tells peers of a commit before its own node shows it: here for long, since it waits for a standby.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_yet_visible_at_home_has_no_effect_there() {
+    let cluster = cluster(2).await;
+    let tables =
+        "create table cause (id int primary key); create table effect (id int primary key)";
+    cluster.node(1).sql(tables).await;
+    let both = "select (select count(*) from cause), (select count(*) from effect)";
+    cluster.all_show(both, &["0|0"]).await;
+    let superuser = superuser(cluster.node(1));
+    superuser.sql("alter system set synchronous_standby_names = 'nobody'").await;
+    superuser.sql("select pg_reload_conf()").await;
+    eventually("node 1 waits for a standby", NOTICED, async || {
+        cluster.node(1).shows("show synchronous_standby_names", &["nobody"]).await
+    })
+    .await;
+    let server = cluster.node(1).server().clone();
+    let hanging = tokio::spawn(async move { server.sql("insert into cause values (1)").await });
+    eventually("node 2 has the row", NOTICED, async || cluster.node(2).shows(both, &["1|0"]).await)
+        .await;
+    assert_eq!(cluster.node(1).value(both).await, "0|0", "the commit does not wait");
+    cluster.node(2).sql("insert into effect values (1)").await;
+    for _ in 0..30 {
+        assert_eq!(cluster.node(1).value(both).await, "0|0", "an effect before its cause");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    superuser.sql("alter system reset synchronous_standby_names").await;
+    superuser.sql("select pg_reload_conf()").await;
+    cluster.all_show(both, &["1|1"]).await;
+    hanging.await.unwrap();
 }

@@ -32,8 +32,6 @@ const TABLES: &str = "
     create table met_round (node int, round int, primary key (node, round))";
 
 const MET: &str = "select id - $k, v from met where id between $k and $k + 9 order by id";
-const UNIQUE: &str =
-    "select id - $k, u - $k, w - $k, v from met_unique where id between $k and $k + 9 order by id";
 
 const CASES: &[Case] = &[
     Case {
