@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use synapsedb_dev::causality::{self, Workload};
 use synapsedb_dev::chaos::{self, Fault};
-use synapsedb_dev::client::Server;
-use synapsedb_dev::{Node, eventually};
+use synapsedb_dev::eventually;
 
 use crate::{NOTICED, cluster, skip};
 
@@ -20,8 +19,7 @@ async fn no_effect_is_seen_before_its_cause_on_hot_keys() {
         faults: vec![Fault::Pause, Fault::CutOff, Fault::KillAgent, Fault::KillPostgres],
         ..chaos::Config::default()
     };
-    let workload = Workload { deletes: false, uniques: false, ..Workload::default() };
-    match causality::run(&cluster, &workload, &faults).await {
+    match causality::run(&cluster, &Workload::default(), &faults).await {
         Ok(report) => eprintln!("{report:?}"),
         Err(error) => panic!("{error:#}"),
     }
@@ -36,13 +34,6 @@ async fn the_observers_find_effects_without_causes_on_pglogical() {
     }
 }
 
-/// The node's server, for its superuser.
-fn superuser(node: &Node) -> Server {
-    let password = std::fs::read_to_string(node.folder().join("secrets/agent.password")).unwrap();
-    let (user, password) = ("synapsedb_agent".to_owned(), password.trim().to_owned());
-    Server { user, password, ..node.server().clone() }
-}
-
 /// The WAL tells peers of a commit before its own node shows it: here for long, since it waits for a standby.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_yet_visible_at_home_has_no_effect_there() {
@@ -52,7 +43,7 @@ async fn what_is_not_yet_visible_at_home_has_no_effect_there() {
     cluster.node(1).sql(tables).await;
     let both = "select (select count(*) from cause), (select count(*) from effect)";
     cluster.all_show(both, &["0|0"]).await;
-    let superuser = superuser(cluster.node(1));
+    let superuser = cluster.node(1).agent_server();
     superuser.sql("alter system set synchronous_standby_names = 'nobody'").await;
     superuser.sql("select pg_reload_conf()").await;
     eventually("node 1 waits for a standby", NOTICED, async || {

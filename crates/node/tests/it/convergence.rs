@@ -33,6 +33,9 @@ const TABLES: &str = "
 
 const MET: &str = "select id - $k, v from met where id between $k and $k + 9 order by id";
 
+const UNIQUE: &str =
+    "select id - $k, u - $k, w - $k, v from met_unique where id between $k and $k + 9 order by id";
+
 const CASES: &[Case] = &[
     Case {
         name: "D1: two updates, the one of the higher node later",
@@ -104,6 +107,132 @@ const CASES: &[Case] = &[
         ],
         query: MET,
         expected: &["0|two"],
+    },
+    Case {
+        name: "D7: an update that is later than a delete",
+        before: "insert into met values ($k, 'old')",
+        writes: &[
+            (1, "delete from met where id = $k"),
+            (2, "update met set v = 'two' where id = $k"),
+        ],
+        query: MET,
+        expected: &["0|two"],
+    },
+    Case {
+        name: "an insert after a delete, and an update of before",
+        before: "insert into met values ($k, 'old')",
+        writes: &[
+            (3, "update met set v = 'three' where id = $k"),
+            (1, "delete from met where id = $k"),
+            (1, "insert into met values ($k, 'new')"),
+        ],
+        query: MET,
+        expected: &["0|new"],
+    },
+    Case {
+        name: "a delete and an insert by one node, a later update by another",
+        before: "insert into met values ($k, 'old')",
+        writes: &[
+            (1, "delete from met where id = $k"),
+            (1, "insert into met values ($k, 'new')"),
+            (3, "update met set v = 'three' where id = $k"),
+        ],
+        query: MET,
+        expected: &["0|three"],
+    },
+    Case {
+        name: "D9: each of three rows shares a unique value with the next",
+        before: "",
+        writes: &[
+            (1, "insert into met_unique values ($k + 1, $k + 1, $k + 1, 'one')"),
+            (2, "insert into met_unique values ($k + 2, $k + 1, $k + 2, 'two')"),
+            (3, "insert into met_unique values ($k + 3, $k + 3, $k + 2, 'three')"),
+        ],
+        query: UNIQUE,
+        expected: &["3|3|2|three"],
+    },
+    Case {
+        name: "D9: the row that took a value has moved on",
+        before: "",
+        writes: &[
+            (1, "insert into met_unique values ($k + 1, $k + 1, $k + 1, 'one')"),
+            (2, "insert into met_unique values ($k + 2, $k + 1, $k + 2, 'two')"),
+            (2, "update met_unique set u = $k + 5 where id = $k + 2"),
+        ],
+        query: UNIQUE,
+        expected: &["2|5|2|two"],
+    },
+    Case {
+        name: "D9: the row that took a value is gone",
+        before: "",
+        writes: &[
+            (3, "insert into met_unique values ($k + 1, $k + 1, $k + 1, 'three')"),
+            (2, "insert into met_unique values ($k + 2, $k + 1, $k + 2, 'two')"),
+            (2, "delete from met_unique where id = $k + 2"),
+        ],
+        query: UNIQUE,
+        expected: &[],
+    },
+    Case {
+        name: "D9: an update takes a value of a row that another node updates earlier",
+        before: "insert into met_unique values ($k + 1, $k + 1, $k + 1, 'a'), ($k + 2, $k + 2, $k + 2, 'b')",
+        writes: &[
+            (1, "update met_unique set u = $k + 7 where id = $k + 1"),
+            (2, "update met_unique set u = $k + 7 where id = $k + 2"),
+        ],
+        query: UNIQUE,
+        expected: &["2|7|2|b"],
+    },
+    Case {
+        name: "D10: one primary key becomes two others",
+        before: "insert into met values ($k, 'old')",
+        writes: &[
+            (1, "update met set id = $k + 1 where id = $k"),
+            (2, "update met set id = $k + 2 where id = $k"),
+        ],
+        query: MET,
+        expected: &["1|old", "2|old"],
+    },
+    Case {
+        name: "D10: two rows get one primary key",
+        before: "insert into met values ($k + 1, 'a'), ($k + 2, 'b')",
+        writes: &[
+            (1, "update met set id = $k where id = $k + 1"),
+            (2, "update met set id = $k where id = $k + 2"),
+        ],
+        query: MET,
+        expected: &["0|b"],
+    },
+    Case {
+        name: "D11: a large value that only the earlier update changed",
+        before: "insert into met_large values ($k, 'old', repeat('old ', 2000))",
+        writes: &[
+            (1, "update met_large set large = repeat('new ', 2000) where id = $k"),
+            (2, "update met_large set v = 'two' where id = $k"),
+        ],
+        query: "select v, left(large, 3), length(large) from met_large where id = $k",
+        expected: &["two|old|8000"],
+    },
+    Case {
+        name: "D11: a large value that only the later update changed",
+        before: "insert into met_large values ($k, 'old', repeat('old ', 2000))",
+        writes: &[
+            (2, "update met_large set v = 'two' where id = $k"),
+            (1, "update met_large set large = repeat('new ', 2000) where id = $k"),
+        ],
+        query: "select v, left(large, 3), length(large) from met_large where id = $k",
+        expected: &["old|new|8000"],
+    },
+    Case {
+        name: "D17: a child of a parent that is deleted",
+        before: "insert into met_parent values ($k), ($k + 1)",
+        writes: &[
+            (1, "delete from met_parent where id = $k"),
+            (2, "insert into met_child values ($k, $k), ($k + 1, $k + 1)"),
+        ],
+        query: "select (select count(*) from met_parent where id in ($k, $k + 1)),
+                (select count(*) from met_child where id = $k + 1)",
+        expected: &["1|1"],
     },
 ];
 
@@ -203,4 +332,32 @@ async fn what_follows_an_insert_never_overtakes_it() {
     assert!(early.is_empty() || early == ["1|second"], "node 3 shows {early:?}");
     cluster.node(1).resume();
     cluster.all_show("select id, v from overtaken order by id", &["1|second"]).await;
+}
+
+/// D12: rows that a truncate had not seen stay, whether they were written before or after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_and_concurrent_rows_end_alike_whoever_meets_first() {
+    let cluster = cluster(3).await;
+    let tables = format!("{TABLES}; create table met_emptied (id int primary key, v text)");
+    cluster.node(1).sql(&tables).await;
+    cluster.all_show("select count(*) from met_emptied", &["0"]).await;
+    for (round, order) in ORDERS.into_iter().enumerate() {
+        let case = Case {
+            name: "D12: a truncate and rows that it had not seen",
+            before: "insert into met_emptied values (1, 'old'), (2, 'old'), (3, 'old')",
+            writes: &[
+                (2, "insert into met_emptied values (4, 'before')"),
+                (2, "update met_emptied set v = 'before' where id = 2"),
+                (1, "truncate met_emptied"),
+                (3, "insert into met_emptied values (5, 'after')"),
+                (3, "update met_emptied set v = 'after' where id = 3"),
+            ],
+            query: "select id, v from met_emptied order by id",
+            expected: &["2|before", "3|after", "4|before", "5|after"],
+        };
+        let wrong = meet(&cluster, &[&case], round, order).await;
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        cluster.node(1).sql("delete from met_emptied").await;
+        cluster.all_show("select count(*) from met_emptied", &["0"]).await;
+    }
 }

@@ -8,6 +8,7 @@ mod causality;
 mod chaos;
 mod cli;
 mod configuration;
+mod conflicts;
 mod convergence;
 mod corruption;
 mod ddl;

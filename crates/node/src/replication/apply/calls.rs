@@ -12,14 +12,16 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use synapsedb_core::change::Change;
 use synapsedb_core::delivery::Delivery;
+use synapsedb_core::history::Writer;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 
 use super::array::TextArray;
-use super::lane::{Lane, Step, sql_time};
+use super::lane::{Lane, Step, bound, sql_time};
 use super::plan::{Plan, Shape};
 use super::session::{Parameter, Purpose};
+use crate::replication::recent::{self, Side};
 use crate::replication::spool::{Frame, Header};
 
 /// How often a shape must have come before it gets a procedure.
@@ -59,6 +61,7 @@ struct Run {
     call: String,
     lsns: TextArray,
     times: TextArray,
+    bounds: TextArray,
     values: Vec<TextArray>,
     last: Lsn,
     transactions: u64,
@@ -71,15 +74,17 @@ impl Run {
             call,
             lsns: TextArray::new(),
             times: TextArray::new(),
+            bounds: TextArray::new(),
             values: (0..values).map(|_| TextArray::new()).collect(),
             last: Lsn::ZERO,
             transactions: 0,
         }
     }
 
-    fn push(&mut self, header: &Header, values: &[Option<Bytes>]) -> Result<()> {
+    fn push(&mut self, header: &Header, bound: &str, values: &[Option<Bytes>]) -> Result<()> {
         self.lsns.push(Some(header.commit_lsn.to_string().as_bytes()))?;
         self.times.push(Some(sql_time(header.commit_time).as_bytes()))?;
+        self.bounds.push(Some(bound.as_bytes()))?;
         for (array, value) in self.values.iter_mut().zip(values) {
             array.push(value.as_deref())?;
         }
@@ -111,7 +116,7 @@ impl Lane<'_> {
         if !matches!(self.delivery(&header), Delivery::Deliver) {
             return Ok(false);
         }
-        let Some(candidate) = self.candidate(frame)? else {
+        let Some(candidate) = self.candidate(frame, &header)? else {
             return Ok(false);
         };
         let Some(call) = self.procedure(&candidate).await? else {
@@ -122,7 +127,13 @@ impl Lane<'_> {
         }
         let Candidate { shape, values } = candidate;
         let run = self.calls.run.get_or_insert_with(|| Run::new(shape, call, values.len()));
-        run.push(&header, &values)?;
+        let bound = {
+            let mut history = self.shared.recent.lock();
+            let bound = bound(&history, self.shared.identity.node, self.source.origin, &header);
+            recent::note_commit(&mut history, self.source.origin, &header);
+            bound
+        };
+        run.push(&header, &bound, &values)?;
         if run.is_full() {
             self.send_run().await?;
         }
@@ -139,8 +150,11 @@ impl Lane<'_> {
             self.settle(outcome)?;
         }
         let previous = self.sent.to_string();
-        let arrays: Vec<Vec<u8>> =
-            [run.lsns, run.times].into_iter().chain(run.values).map(TextArray::finish).collect();
+        let arrays: Vec<Vec<u8>> = [run.lsns, run.times, run.bounds]
+            .into_iter()
+            .chain(run.values)
+            .map(TextArray::finish)
+            .collect();
         let mut parameters = vec![Parameter::Text(previous.as_bytes())];
         parameters.extend(arrays.iter().map(|array| Parameter::Binary(array)));
         self.session.execute(&run.call, &parameters, Purpose::Call)?;
@@ -149,19 +163,30 @@ impl Lane<'_> {
         Ok(())
     }
 
+    /// Statements that call procedures were prepared in vain: their shapes are met anew.
+    pub(super) fn forget_calls(&mut self, statements: &[String]) {
+        self.calls.run = None;
+        self.calls.shapes.retain(|_, known| match known {
+            Known::Procedure(call) => !statements.contains(call),
+            Known::Seen(_) => true,
+        });
+    }
+
     /// Forgets all procedures; those of the server are dropped when the lane's statements are prepared again.
     pub(super) fn forget_procedures(&mut self) {
         self.calls = Calls::default();
     }
 
     /// The shape and the values of a transaction, if all its tables have plans and it does nothing unusual.
-    fn candidate(&mut self, frame: &Frame) -> Step<Option<Candidate>> {
+    fn candidate(&mut self, frame: &Frame, header: &Header) -> Step<Option<Candidate>> {
+        let version = recent::version(self.source.origin, header);
+        let writer = Writer { version, vector: &header.vector };
         let mut candidate = Candidate { shape: Vec::new(), values: Vec::new() };
         let mut plans: Vec<(u32, usize)> = Vec::new();
         for raw in frame.messages() {
             if raw.first() == Some(&b'R') {
                 let Some(plan) = self.known.get(&raw) else { return Ok(None) };
-                plans.push((super::write::relation_id(&raw), *plan));
+                plans.push((crate::replication::recent::relation_id(&raw), *plan));
                 continue;
             }
             let Message::Change(change) =
@@ -175,6 +200,13 @@ impl Lane<'_> {
             if candidate.shape.len() == STATEMENTS_MAX
                 || !take(&mut candidate, &self.plans, plan_of, &raw, &change)
             {
+                return Ok(None);
+            }
+            let keys = plan_of(change.relation()).and_then(|plan| self.plans[plan].keys.as_ref());
+            let mut history = self.shared.recent.lock();
+            if keys.is_some_and(|keys| {
+                recent::note(&mut history, keys, &change, &writer, Side::Remote)
+            }) {
                 return Ok(None);
             }
         }
@@ -204,7 +236,7 @@ impl Lane<'_> {
         let name = format!("apply_{}_{}", self.source.origin, self.calls.procedures);
         let values = candidate.values.len();
         self.session.query(&create_procedure(&name, &candidate.shape, values, &self.plans)).await?;
-        let places: String = (2..values + 4).map(|place| format!(", ${place}::text[]")).collect();
+        let places: String = (2..values + 5).map(|place| format!(", ${place}::text[]")).collect();
         let call = format!("call synapsedb.{name}($1::text{places}, 0)");
         self.session.prepare(&name, &call)?;
         self.calls.procedures += 1;
@@ -221,8 +253,8 @@ fn take<'a>(
     raw: &Bytes,
     change: &Change<'a>,
 ) -> bool {
-    // The time has its own array.
-    let time: &[u8] = b"";
+    // The bound has its own array.
+    let bound: &[u8] = b"";
     let (relation, width) = match change {
         Change::Insert { relation, new } | Change::Update { relation, new, .. } => {
             (*relation, Some(new.len()))
@@ -236,12 +268,12 @@ fn take<'a>(
         return false;
     }
     let (shape, mut parameters) = match change {
-        Change::Insert { new, .. } => (Shape::Insert, plan.insert_parameters(new, time)),
-        Change::Update { old, new, .. } => plan.update_parameters(old.as_ref(), new, time),
-        Change::Delete { old, .. } => (Shape::Delete, plan.delete_parameters(old)),
+        Change::Insert { new, .. } => (Shape::Insert, plan.insert_parameters(new)),
+        Change::Update { old, new, .. } => plan.update_parameters(old.as_ref(), new, bound),
+        Change::Delete { old, .. } => (Shape::Delete, plan.delete_parameters(old, bound)),
         Change::Truncate { .. } => return false,
     };
-    if plan.has_versions() && shape != Shape::Delete {
+    if plan.has_versions() && shape != Shape::Insert {
         parameters.pop();
     }
     for parameter in parameters {
@@ -259,15 +291,21 @@ fn take<'a>(
 fn create_procedure(name: &str, shape: &TransactionShape, values: usize, plans: &[Plan]) -> String {
     let list = |part: &dyn Fn(usize) -> String| (1..=values).map(part).collect::<String>();
     let mut statements = String::new();
-    let mut before = 0;
+    let (mut before, mut bounded) = (0, false);
     for (plan, shape) in shape {
         let sql = plans[*plan].in_procedure(shape, before);
-        let _ =
-            write!(statements, "{sql}; if not found then ineffective := ineffective + 1; end if; ");
+        let missed = if plans[*plan].has_versions() && *shape != Shape::Insert {
+            bounded = true;
+            "raise exception 'the row is not as its writer saw it' using errcode = 'SY001'"
+        } else {
+            "ineffective := ineffective + 1"
+        };
+        let _ = write!(statements, "{sql}; if not found then {missed}; end if; ");
         before += plans[*plan].values_of(shape);
     }
     let body = format!(
         include_str!("../sql/apply_run.plpgsql"),
+        bound = if bounded { ", u.b::timestamptz as b" } else { "" },
         fields = list(&|n| format!(", u.c{n}")),
         arrays = list(&|n| format!(", v{n}")),
         names = list(&|n| format!(", c{n}")),
@@ -275,7 +313,7 @@ fn create_procedure(name: &str, shape: &TransactionShape, values: usize, plans: 
     );
     let parameters = list(&|n| format!(", v{n} text[]"));
     format!(
-        "create procedure synapsedb.{name}(previous text, lsns text[], times text[]{parameters}, \
+        "create procedure synapsedb.{name}(previous text, lsns text[], times text[], bounds text[]{parameters}, \
          inout ineffective bigint) language plpgsql as {}",
         quote::literal(&body)
     )
