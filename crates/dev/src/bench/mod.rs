@@ -4,6 +4,7 @@
 //! asked for, written as JSON; `docs/benchmarks.md` says what each figure means.
 
 mod measure;
+pub(crate) mod pglogical;
 mod report;
 mod system;
 

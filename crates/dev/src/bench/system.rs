@@ -1,16 +1,16 @@
 //! The two systems that are measured: a SynapseDB mesh, and two servers with one pglogical subscription.
 
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::pglogical;
 use crate::binary::Binary;
 use crate::client::Server;
 use crate::cluster::Cluster;
 use crate::eventually::try_eventually;
-use crate::postgres::{Postgres, programs};
+use crate::postgres::Postgres;
 
 /// The tables of the measurements.
 const TABLES: &str = include_str!("tables.sql");
@@ -18,8 +18,6 @@ const TABLES: &str = include_str!("tables.sql");
 const SETTINGS: &str = include_str!("settings.sql");
 /// How long a set-up may take.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
-/// The password of the servers that pglogical connects.
-const PASSWORD: &str = "bench";
 
 /// A system under measurement.
 pub(super) enum System {
@@ -63,20 +61,10 @@ impl System {
 
     /// Starts two servers of PostgreSQL `major` with these settings and a subscription between them.
     pub(super) async fn pglogical(major: u16, settings: &str) -> Result<Self> {
-        let programs = programs(Some(major))?;
-        let library = programs.with_file_name("lib").join("pglogical.so");
-        if !library.is_file() {
-            bail!(
-                "pglogical is not installed; install it with `apt-get install postgresql-{major}-pglogical`, \
-                 or leave it out with --without-pglogical"
-            );
-        }
-        let provider = Box::new(server("provider", &programs, settings).await?);
-        let subscriber = Box::new(server("subscriber", &programs, settings).await?);
-        let dsn = |server: &Server| {
-            let (port, user, database) = (server.port, &server.user, &server.database);
-            format!("host=127.0.0.1 port={port} user={user} dbname={database} password={PASSWORD}")
-        };
+        let programs = pglogical::programs(major)?;
+        let provider = Box::new(pglogical::server("provider", &programs, settings).await?);
+        let subscriber = Box::new(pglogical::server("subscriber", &programs, settings).await?);
+        let dsn = pglogical::dsn;
         for side in [provider.server(), subscriber.server()] {
             side.try_rows("create extension pglogical").await?;
             let make = format!("select pglogical.create_node('{}', '{}')", side.name, dsn(side));
@@ -181,29 +169,4 @@ impl System {
         let version = "select extversion from pg_extension where extname = 'pglogical'";
         Ok(self.origin().try_rows(version).await?.concat())
     }
-}
-
-async fn server(name: &str, programs: &Path, settings: &str) -> Result<Postgres> {
-    let settings = format!(
-        "{settings}\nwal_level = logical\nshared_preload_libraries = 'pglogical'\nmax_worker_processes = 20\n\
-         max_replication_slots = 20\nmax_wal_senders = 20"
-    );
-    let started = Postgres::start(name, programs, &settings, PASSWORD).await?;
-    allow_output_plugin(started.server()).await?;
-    Ok(started)
-}
-
-/// Newer minor releases list the output plugins that may be used; pglogical's is not among them.
-async fn allow_output_plugin(server: &Server) -> Result<()> {
-    let name = "output_plugin_libraries";
-    let known = server.try_rows(&format!("select current_setting('{name}', true)")).await?.concat();
-    let settings = format!("select count(*) from pg_settings where name = '{name}'");
-    if server.try_rows(&settings).await?.concat() == "0" {
-        return Ok(());
-    }
-    let list = [known.as_str(), "pglogical_output"].map(str::trim).join(", ");
-    let list = list.trim_start_matches(", ");
-    server.try_rows(&format!("alter system set {name} = {list}")).await?;
-    server.try_rows("select pg_reload_conf()").await?;
-    Ok(())
 }

@@ -27,6 +27,7 @@ pub mod spool;
 mod status;
 mod task;
 pub mod verify;
+mod visible;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -132,6 +133,7 @@ pub(crate) struct Shared {
     pub(crate) raft: raft::Handle,
     pub(crate) postgres: postgres::Handle,
     pub(crate) applied: Applied,
+    pub(crate) own_commits: visible::OwnCommits,
     pub(crate) spools: spools::Spools,
     pub(crate) recent: recent::Recent,
     pub(crate) status: status::Board,
@@ -190,6 +192,7 @@ pub fn new(
         raft,
         postgres,
         applied: Applied::default(),
+        own_commits: visible::OwnCommits::default(),
         spools,
         recent,
         status: status::Board::default(),

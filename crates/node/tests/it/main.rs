@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod attached;
+mod causality;
 mod chaos;
 mod cli;
 mod configuration;
 mod conflicts;
+mod convergence;
 mod corruption;
 mod ddl;
 mod disk;

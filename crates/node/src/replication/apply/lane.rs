@@ -427,6 +427,10 @@ impl<'a> Lane<'a> {
             vector: &header.vector,
         };
         let here = self.shared.identity.node;
+        let lsn = header.vector.get(here);
+        if !self.shared.own_commits.are_visible(lsn) {
+            return Delivery::AwaitOrigin { origin: here, lsn };
+        }
         let skew_us = i64::try_from(self.shared.config.clock_skew_max_ms).unwrap_or(i64::MAX);
         let applied = self.shared.applied.visible();
         delivery::decide(&point, here, &applied, now(), skew_us.saturating_mul(1000))
@@ -448,6 +452,12 @@ impl<'a> Lane<'a> {
                         header.commit_lsn
                     )
                     .into());
+                }
+                Delivery::AwaitOrigin { origin: cause, lsn }
+                    if cause == self.shared.identity.node =>
+                {
+                    let shared = self.shared;
+                    self.wait(shared.own_commits.wait_visible(shared, lsn)).await?;
                 }
                 Delivery::AwaitOrigin { origin: cause, lsn } => {
                     self.shared.status.waiting_for(origin, cause, lsn);
