@@ -28,6 +28,7 @@ pub(crate) async fn prepare(shared: &Shared) -> Result<()> {
         ("the capture of DDL", include_str!("sql/capture.sql")),
         ("the upkeep of sequences and keys", include_str!("sql/upkeep.sql")),
         ("the repetition of DDL", include_str!("sql/run_ddl.sql")),
+        ("the durability classes", include_str!("sql/durability.sql")),
         ("the event triggers", include_str!("sql/triggers.sql")),
     ] {
         client.batch_execute(sql).await.with_context(|| format!("install {what}"))?;

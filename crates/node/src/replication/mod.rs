@@ -10,6 +10,7 @@ pub mod api;
 pub mod apply;
 mod bootstrap;
 pub mod ddl;
+pub mod durability;
 mod fetch;
 mod metrics;
 mod probe;
@@ -45,7 +46,9 @@ pub struct Config {
     pub spool_dir: PathBuf,
     /// The limits of each spool.
     pub spool: spool::Config,
-    /// How often written spool is made durable and the slot is confirmed.
+    /// What commits wait for.
+    pub durability: durability::Config,
+    /// How often written spool is made durable and the slot is confirmed, unless somebody waits for it.
     pub sync_interval_ms: u64,
     /// Transactions in flight to the local server before the applier waits for the first of them.
     pub apply_window: usize,
@@ -73,6 +76,7 @@ impl Default for Config {
         Self {
             spool_dir: PathBuf::new(),
             spool: spool::Config::default(),
+            durability: durability::Config::default(),
             sync_interval_ms: 50,
             apply_window: 256,
             apply_window_bytes: 1 << 20,
@@ -105,6 +109,7 @@ pub(crate) struct Shared {
     pub(crate) spools: spools::Spools,
     pub(crate) status: status::Board,
     pub(crate) metrics: metrics::Metrics,
+    pub(crate) durability: durability::Durability,
     /// Another one at every start of the agent; written into the probe row.
     pub(crate) boot: uuid::Uuid,
 }
@@ -149,6 +154,7 @@ pub fn new(
     registry: &mut prometheus_client::registry::Registry,
 ) -> Result<(Handle, Task)> {
     let spools = spools::Spools::new(&config, &identity)?;
+    let durability = durability::Durability::new(config.durability.clone(), registry);
     let shared = Arc::new(Shared {
         config,
         identity,
@@ -160,6 +166,7 @@ pub fn new(
         spools,
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),
+        durability,
         boot: uuid::Uuid::new_v4(),
     });
     Ok((Handle { shared: shared.clone() }, Task::new(shared)))
