@@ -10,6 +10,7 @@ mod configuration;
 mod corruption;
 mod ddl;
 mod disk;
+mod durability;
 mod gossip;
 mod guide;
 mod http;

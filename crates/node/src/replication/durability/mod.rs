@@ -214,14 +214,15 @@ impl Durability {
             }
         };
         let peers: Vec<_> = members.peers.keys().map(body).collect();
+        let reason = lock(&self.not_in_force).clone();
         let waiting_ms = match self.config.class {
             Class::Local | Class::Quorum => view.durable_waiting_ms,
             Class::Applied => view.visible_waiting_ms.max(view.durable_waiting_ms),
         };
         DurabilityBody {
             class: name(self.config.class),
-            in_force: lock(&self.not_in_force).is_none(),
-            reason: lock(&self.not_in_force).clone(),
+            in_force: reason.is_none(),
+            reason,
             state,
             since_ms: since_ms.map(|since| self.now_ms().saturating_sub(since)),
             on_lost_quorum: match self.config.on_lost_quorum {
