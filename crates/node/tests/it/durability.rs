@@ -32,7 +32,10 @@ async fn durability(node: &Node) -> Value {
 
 async fn is(node: &Node, state: &str) {
     eventually(&format!("durability on node {} is {state}", node.number()), NOTICED, async || {
-        let status = durability(node).await;
+        let answer = node.try_http(HttpPort::Raft, "/replication/status").await;
+        let (_, text) = answer.map_err(|error| format!("{error:#}"))?;
+        let status: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let status = &status["durability"];
         if status["state"] == state { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
@@ -42,6 +45,20 @@ async fn is(node: &Node, state: &str) {
 async fn table(cluster: &Cluster, name: &str) {
     cluster.node(1).sql(&format!("create table {name} (id bigint primary key, v text)")).await;
     cluster.all_show(&format!("select count(*) from {name}"), &["0"]).await;
+}
+
+async fn shows_metric(node: &Node, name: &str, value: f64) {
+    let name = format!("synapsedb_replication_durability_{name}");
+    eventually(&format!("{name} is {value}"), NOTICED, async || {
+        let shown = node.metric(&name, "").await;
+        if shown == value { Ok(()) } else { Err(format!("it is {shown}")) }
+    })
+    .await;
+}
+
+async fn sql_says(node: &Node, state: &str) {
+    let sql = "select distinct state from synapsedb.durability()";
+    eventually("SQL shows the state", NOTICED, async || node.shows(sql, &[state]).await).await;
 }
 
 async fn postgres_log_says(node: &Node, words: &str) {
@@ -169,13 +186,13 @@ async fn blocks(cluster: &Cluster) {
     })
     .await;
     assert!(!done.load(Ordering::SeqCst), "it was acknowledged without a quorum");
-    let gauge = |name: &str| format!("synapsedb_replication_durability_{name}");
-    assert_eq!(node.metric(&gauge("quorum_lost"), "").await, 1.0);
-    assert_eq!(node.metric(&gauge("members_needed"), "").await, 2.0);
-    assert_eq!(node.metric(&gauge("members_connected"), "").await, 1.0);
+    for (name, value) in [("quorum_lost", 1.0), ("members_needed", 2.0), ("members_connected", 1.0)]
+    {
+        shows_metric(node, name, value).await;
+    }
     let local = "set synchronous_commit = local; insert into rows values (2, 'local')";
     node.sql(local).await;
-    assert_eq!(node.rows("select distinct state from synapsedb.durability()").await, ["lost"]);
+    sql_says(node, "lost").await;
     postgres_log_says(node, "WARNING:  the quorum is lost since").await;
     assert!(node.log().contains("too few members acknowledge commits"), "{}", node.log_tail());
     assert!(!done.load(Ordering::SeqCst), "it was acknowledged without a quorum");
@@ -206,13 +223,9 @@ async fn degrades(cluster: &Cluster) {
     let (_, degraded) = insert(node, "insert into rows values (4, 'degraded')");
     tokio::time::timeout(Duration::from_secs(10), degraded).await.unwrap().unwrap();
     is(node, "degraded").await;
-    let degradations = node.metric("synapsedb_replication_durability_degradations_total", "").await;
-    assert!(degradations >= 1.0, "{degradations}");
-    assert_eq!(node.metric("synapsedb_replication_durability_degraded", "").await, 1.0);
-    eventually("SQL shows it", NOTICED, async || {
-        node.shows("select distinct state from synapsedb.durability()", &["degraded"]).await
-    })
-    .await;
+    shows_metric(node, "degradations_total", 1.0).await;
+    shows_metric(node, "degraded", 1.0).await;
+    sql_says(node, "degraded").await;
     postgres_log_says(node, "WARNING:  durability is DEGRADED to local since").await;
     assert!(node.log().contains("DEGRADED to local"), "{}", node.log_tail());
     cluster.start().await;
