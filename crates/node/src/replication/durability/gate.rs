@@ -1,5 +1,6 @@
 //! Decides what the publisher reports to its server as flushed and as applied: what releases the commits that wait.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use synapsedb_core::durability::{Class, Facts, Pending, Quorum, Watch, reached};
@@ -8,7 +9,6 @@ use synapsedb_core::lsn::Lsn;
 use super::{Ack, Durability, Members, View, lock, name};
 use crate::replication::Shared;
 use crate::replication::spool::Tail;
-use std::sync::atomic::Ordering;
 
 /// Commits that are answered for one by one; beyond that, neighbours share an answer.
 const ENTRIES_MAX: usize = 8192;
@@ -191,9 +191,12 @@ fn tell(durability: &Durability, class: Class, state: Quorum, facts: Facts) {
             );
         }
     }
-    match state {
-        Quorum::Degraded(_) => durability.metrics.degradations.inc(),
-        Quorum::Lost(_) => durability.metrics.quorum_losses.inc(),
-        Quorum::Met => 0,
-    };
+    // One event is counted once: for the cluster's class, and for quorum where sessions alone choose it.
+    if class == durability.config.class.max(Class::Quorum) {
+        match state {
+            Quorum::Degraded(_) => durability.metrics.degradations.inc(),
+            Quorum::Lost(_) => durability.metrics.quorum_losses.inc(),
+            Quorum::Met => 0,
+        };
+    }
 }
