@@ -244,9 +244,7 @@ impl Node {
     /// # Panics
     /// When no server runs, or it has not ended after `limit`.
     pub fn shut_down_postgres(&self, limit: Duration) {
-        let Some(pid) = process::postmaster(&self.pgdata()) else {
-            panic!("node {} has no running server to shut down", self.number);
-        };
+        let pid = process::postmaster(&self.pgdata()).unwrap_or_else(|| panic!("no server runs"));
         process::send(pid, Signal::INT);
         assert!(process::wait_gone(pid, limit), "postmaster {pid} does not shut down");
     }

@@ -1,8 +1,8 @@
 //! Hands the spools to the peers: any origin that is here, from any position.
 //!
 //! A stream begins with a [`Request`] and an [`Answer`]. Then frames go one way, each with its length in front, and now
-//! and then a length that is none: [`ALIVE`], [`HURRY_DURABLE`] or [`HURRY_VISIBLE`]. The other way go acknowledgements:
-//! two LSNs, the last commit that is on the receiver's disk, and the last one that its readers see.
+//! and then a length that is none: [`ALIVE`], [`HURRY_DURABLE`] or [`HURRY_VISIBLE`]. The other way go
+//! acknowledgements: two LSNs, the last commit on the receiver's disk, and the last one that its readers see.
 
 use std::time::Duration;
 

@@ -278,7 +278,8 @@ async fn commits_of_class_applied_that_wait_for_each_other_are_released() {
         let commits = async { tokio::join!(first.rows("commit"), second.rows("commit")) };
         let ended = tokio::time::timeout(Duration::from_secs(10), commits).await;
         let (one, two) = ended.expect("the commits wait for each other");
-        (one.unwrap(), two.unwrap());
+        one.unwrap();
+        two.unwrap();
     }
     let mut released = 0.0;
     for node in cluster.nodes() {
