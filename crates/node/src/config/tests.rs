@@ -79,7 +79,7 @@ fn durability_classes() {
         "[replication.durability]\nclass = \"global\"\nmembers = 17\non_lost_quorum = \"block\"\n",
         &[],
         expect![[r#"
-            agent.toml:13: replication.durability.class: unknown value `global`; allowed: local, quorum, applied
+            agent.toml:13: replication.durability.class: unknown value `global`; did you mean `local`? allowed: local, quorum, applied
             agent.toml:14: replication.durability.members: is 17; allowed: a whole number from 0 to 16"#]],
     );
 }
