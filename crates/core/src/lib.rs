@@ -5,7 +5,7 @@
 //!
 //! | shape | signature | modules |
 //! |---|---|---|
-//! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`] |
+//! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`], [`durability`] |
 //! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
 //! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`], [`failover`], [`verify`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
@@ -17,6 +17,7 @@ pub mod backoff;
 pub mod change;
 pub mod conflict;
 pub mod delivery;
+pub mod durability;
 pub mod failover;
 pub mod history;
 pub mod ids;

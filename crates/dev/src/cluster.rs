@@ -231,7 +231,25 @@ impl Shared {
     /// # Panics
     /// When it does not become ready.
     pub async fn cluster(&self, binary: Binary) -> Borrowed<'_> {
-        Borrowed(self.0.get_or_init(async || binary.cluster(3).await).await)
+        self.configured(binary, |_| {}).await
+    }
+
+    /// [`Shared::cluster`], with a configuration that is changed before it is started.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn configured(
+        &self,
+        binary: Binary,
+        configure: impl FnOnce(&Cluster),
+    ) -> Borrowed<'_> {
+        let make = async || {
+            let cluster = binary.lay_out(3);
+            configure(&cluster);
+            cluster.start().await;
+            cluster
+        };
+        Borrowed(self.0.get_or_init(make).await)
     }
 }
 

@@ -252,6 +252,16 @@ impl Node {
         assert!(process::wait_gone(pid, KILL_TIMEOUT), "postmaster {pid} outlived SIGKILL");
     }
 
+    /// Shuts the PostgreSQL server down as an administrator would (fast), behind the agent's back.
+    ///
+    /// # Panics
+    /// When no server runs, or it has not ended after `limit`.
+    pub fn shut_down_postgres(&self, limit: Duration) {
+        let pid = process::postmaster(&self.pgdata()).unwrap_or_else(|| panic!("no server runs"));
+        process::send(pid, Signal::INT);
+        assert!(process::wait_gone(pid, limit), "postmaster {pid} does not shut down");
+    }
+
     /// Stops the agent's time (SIGSTOP): its connections stay open and nobody answers on them.
     pub fn pause_agent(&self) {
         self.signal(Signal::STOP);

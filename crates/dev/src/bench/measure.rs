@@ -53,7 +53,7 @@ pub(super) async fn drain_single(
     session.batch_execute("set synchronous_commit = off").await?;
     let sql = SINGLE.replace("$count", &transactions.to_string());
     session.batch_execute(&sql).await.context("write the transactions")?;
-    session.batch_execute("set synchronous_commit = on").await?;
+    session.batch_execute("reset synchronous_commit").await?;
     let drained = drain(system, &session).await?;
     same_count(system, "bench_single").await?;
     Ok(drained)

@@ -3,6 +3,7 @@
 //! One system runs at a time, with the same server settings and fsync on. Figures are printed as a table and, if
 //! asked for, written as JSON; `docs/benchmarks.md` says what each figure means.
 
+mod durability;
 mod measure;
 pub(crate) mod pglogical;
 mod report;
@@ -37,6 +38,9 @@ pub struct Options {
     /// Nodes of the SynapseDB mesh.
     #[arg(long, default_value_t = 3)]
     pub nodes: u16,
+    /// Measure only how long commits take in each durability class.
+    #[arg(long)]
+    pub durability: bool,
     /// Leave pglogical out.
     #[arg(long)]
     pub without_pglogical: bool,
@@ -53,6 +57,9 @@ pub struct Options {
 /// # Errors
 /// When a system cannot be set up, or rows do not arrive.
 pub async fn run(binary: Binary, options: Options) -> Result<()> {
+    if options.durability {
+        return durability::run(&binary, options.nodes).await;
+    }
     let mut report = Report::new(&options);
     // The settings of the agent's servers are those of both systems, so the mesh is always made.
     let native = System::native(&binary, options.nodes).await?;

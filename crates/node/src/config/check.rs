@@ -8,6 +8,7 @@ use super::AgentConfig;
 use super::document::Document;
 use super::problem::{Place, Problems};
 use crate::postgres::{self, Mode};
+use crate::replication::durability;
 
 /// Adds a problem for every required key that is not there.
 pub(super) fn required(document: &Document<'_>, problems: &mut Problems) {
@@ -37,6 +38,7 @@ pub(super) fn ranges(config: &AgentConfig, document: &Document<'_>, problems: &m
     }
     check.members(config);
     check.postgres(&config.postgres);
+    check.durability(&config.replication.durability);
 }
 
 struct Check<'a, 'i> {
@@ -84,6 +86,14 @@ impl Check<'_, '_> {
                 format!("there is no [[member]] with the id {} of this node", config.node.id);
             self.refuse("member", text);
         }
+    }
+
+    fn durability(&mut self, config: &durability::Config) {
+        let members = u64::from(config.members);
+        self.within("replication.durability.members", members, 0, u64::from(NodeId::MAX));
+        let (lost, applied) = (config.degrade_after_ms, config.applied_wait_max_ms);
+        self.within("replication.durability.degrade_after_ms", lost, 10, 3_600_000);
+        self.within("replication.durability.applied_wait_max_ms", applied, 10, 3_600_000);
     }
 
     fn postgres(&mut self, config: &postgres::Config) {

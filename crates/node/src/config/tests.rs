@@ -74,6 +74,17 @@ fn numbers_that_do_not_fit() {
 }
 
 #[test]
+fn durability_classes() {
+    refuses(
+        "[replication.durability]\nclass = \"global\"\nmembers = 17\non_lost_quorum = \"block\"\n",
+        &[],
+        expect![[r#"
+            agent.toml:13: replication.durability.class: unknown value `global`; did you mean `local`? allowed: local, quorum, applied
+            agent.toml:14: replication.durability.members: is 17; allowed: a whole number from 0 to 16"#]],
+    );
+}
+
+#[test]
 fn missing_keys() {
     let problems = AgentConfig::parse("agent.toml", "[node]\nid = 17\n", &[]).unwrap_err();
     expect![[r#"

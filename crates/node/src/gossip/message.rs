@@ -3,7 +3,8 @@
 //! ```text
 //! 1 | foca's bytes
 //! 2 | incarnation u32, start u64, counter u64, ready u8, wal_lsn u64, published_lsn u64, unread_bytes u64,
-//!     n u8, n × (node u16, lsn u64),  m u8, m × (node u16, incarnation u32, start u64, age_ms u32)
+//!     applied, received: each n u8, n × (node u16, lsn u64),
+//!     m u8, m × (node u16, incarnation u32, start u64, age_ms u32)
 //! 3 | incarnation u32, start u64
 //! ```
 
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 use bytes::{Buf as _, BufMut as _, Bytes};
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::version::VersionVector;
 
 use super::Facts;
 use super::life::Life;
@@ -91,12 +93,8 @@ impl Heartbeat {
         out.put_u64(self.facts.wal_lsn.0);
         out.put_u64(self.facts.published_lsn.0);
         out.put_u64(self.facts.unread_bytes);
-        // At most NodeId::MAX entries each, so a byte counts them.
-        out.put_u8(u8::try_from(self.facts.applied.len()).unwrap_or(u8::MAX));
-        for (origin, lsn) in self.facts.applied.iter() {
-            out.put_u16(origin.get());
-            out.put_u64(lsn.0);
-        }
+        put_vector(out, &self.facts.applied);
+        put_vector(out, &self.facts.received);
         out.put_u8(u8::try_from(self.hears.len()).unwrap_or(u8::MAX));
         for (node, heard) in &self.hears {
             out.put_u16(node.get());
@@ -116,10 +114,8 @@ impl Heartbeat {
             unread_bytes: from.try_get_u64().ok()?,
             ..Facts::default()
         };
-        for _ in 0..from.try_get_u8().ok()? {
-            let origin = NodeId::new(from.try_get_u16().ok()?)?;
-            facts.applied.advance(origin, Lsn(from.try_get_u64().ok()?));
-        }
+        facts.applied = get_vector(from)?;
+        facts.received = get_vector(from)?;
         let mut hears = BTreeMap::new();
         for _ in 0..from.try_get_u8().ok()? {
             let node = NodeId::new(from.try_get_u16().ok()?)?;
@@ -144,6 +140,24 @@ fn get_life(node: NodeId, from: &mut Bytes) -> Option<Life> {
     Some(Life { node, incarnation, start: from.try_get_u64().ok()? })
 }
 
+/// At most `NodeId::MAX` entries, so a byte counts them.
+fn put_vector(out: &mut Vec<u8>, vector: &VersionVector) {
+    out.put_u8(u8::try_from(vector.len()).unwrap_or(u8::MAX));
+    for (origin, lsn) in vector.iter() {
+        out.put_u16(origin.get());
+        out.put_u64(lsn.0);
+    }
+}
+
+fn get_vector(from: &mut Bytes) -> Option<VersionVector> {
+    let mut vector = VersionVector::new();
+    for _ in 0..from.try_get_u8().ok()? {
+        let origin = NodeId::new(from.try_get_u16().ok()?)?;
+        vector.advance(origin, Lsn(from.try_get_u64().ok()?));
+    }
+    Some(vector)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -161,6 +175,7 @@ mod tests {
             facts: Facts {
                 postgres_ready: true,
                 applied: applied.into_iter().collect(),
+                received: [(node, Lsn(9))].into_iter().collect(),
                 wal_lsn: Lsn(6),
                 published_lsn: Lsn(4),
                 unread_bytes: 2,

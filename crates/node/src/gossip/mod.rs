@@ -116,6 +116,8 @@ pub struct Facts {
     pub postgres_ready: bool,
     /// What it has applied, durably, of every origin.
     pub applied: VersionVector,
+    /// What it has received of every other origin: it can hand that on.
+    pub received: VersionVector,
     /// Where its own WAL ends.
     pub wal_lsn: Lsn,
     /// The last transaction of its own that it has spooled for the others.

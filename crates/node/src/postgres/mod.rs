@@ -285,8 +285,16 @@ pub fn new(config: Config, registry: &mut Registry) -> Result<(Handle, Task)> {
     Ok((handle, Task::new(config, local, sender, metrics)))
 }
 
-/// How the agent's superuser reaches the replicated database.
+/// How the agent's superuser reaches the replicated database. Its sessions never wait for other nodes, whatever the
+/// durability class of the server: two agents would wait for each other.
 fn target(config: &Config) -> Result<synapsedb_pg::Config> {
+    let mut target = login(config)?;
+    target.options.retain(|(name, _)| !name.eq_ignore_ascii_case("synchronous_commit"));
+    target.options.push(("synchronous_commit".to_owned(), "local".to_owned()));
+    Ok(target)
+}
+
+fn login(config: &Config) -> Result<synapsedb_pg::Config> {
     let password = || -> Result<Option<String>> {
         if config.password_file.as_os_str().is_empty() {
             return Ok(None);

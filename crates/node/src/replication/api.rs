@@ -26,6 +26,8 @@ pub struct StatusBody {
     pub publisher: PublisherBody,
     /// One per other member: the receiving and applying of its transactions.
     pub lanes: Vec<LaneBody>,
+    /// What commits here wait for.
+    pub durability: DurabilityBody,
     /// Per origin, the commit LSN up to which its transactions are visible here.
     pub applied: BTreeMap<String, String>,
     /// Per origin, the bytes of its transactions kept on this node's disk.
@@ -39,7 +41,7 @@ pub struct PublisherBody {
     pub running: bool,
     /// Up to where it has been read.
     pub read_lsn: String,
-    /// Up to where it is durable in the spool, and confirmed to the server.
+    /// Up to where it is durable in the spool of this node.
     pub confirmed_lsn: String,
     /// Why it is not running.
     pub error: Option<String>,
@@ -152,6 +154,54 @@ pub(crate) fn sql_words(error: &anyhow::Error) -> String {
         || format!("{error:#}"),
         |said| format!("{} {}", said.code().code(), said.message()),
     )
+}
+
+/// What commits on this node wait for, and how that stands.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct DurabilityBody {
+    /// `local`, `quorum` or `applied`: what sessions wait for that choose none.
+    pub class: &'static str,
+    /// Whether the server asks for what the classes promise.
+    pub in_force: bool,
+    /// Why it does not.
+    pub reason: Option<String>,
+    /// `met`, `lost` (commits of the class wait) or `degraded` (they do not wait for other nodes).
+    pub state: &'static str,
+    /// How long it has been lost or degraded.
+    pub since_ms: Option<u64>,
+    /// `block` or `degrade`.
+    pub on_lost_quorum: &'static str,
+    /// Members that must have a commit, this one included.
+    pub members_needed: usize,
+    /// Members that can acknowledge commits now, this one included.
+    pub members_connected: usize,
+    /// Members that have all commits of this node on their disks, this one included.
+    pub members_acknowledged: usize,
+    /// Sessions that wait for other nodes.
+    pub waiting_sessions: u64,
+    /// How long the oldest commit that too few members have has been waiting.
+    pub oldest_unacknowledged_ms: Option<u64>,
+    /// Up to where enough members have everything on their disks, as the server was told.
+    pub quorum_lsn: String,
+    /// Up to where enough members show everything, as the server was told.
+    pub applied_lsn: String,
+    /// The other members.
+    pub members: Vec<DurabilityMemberBody>,
+}
+
+/// What a member has of this node's commits.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct DurabilityMemberBody {
+    /// The member.
+    pub node: u16,
+    /// Whether it receives them from this node now.
+    pub connected: bool,
+    /// Whether it has all of them on its disk.
+    pub acknowledged: bool,
+    /// The last commit that it has on its disk.
+    pub durable_lsn: String,
+    /// The last commit that its readers see.
+    pub visible_lsn: String,
 }
 
 /// The routes of this component.

@@ -7,17 +7,24 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::{Buf as _, BytesMut};
 use synapsedb_core::backoff::Backoff;
+use synapsedb_core::durability::Class;
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
+use super::durability::Ack;
+use super::publish::{Syncing, synced};
 use super::serve::{self, Answer, Request};
 use super::spool::{SpoolError, Tail, Writer};
 use super::{Shared, retry};
-use crate::gossip::MemberState;
+use crate::gossip::{self, MemberState};
+use crate::peers::PeerStream;
 use crate::tasks::Shutdown;
+
+/// How long after a sender's wish acknowledgements are hurried.
+const HURRY: Duration = Duration::from_secs(10);
 
 /// Fetches one origin for as long as the agent runs.
 ///
@@ -91,7 +98,7 @@ async fn open(shared: &Shared, origin: NodeId, incarnation: Incarnation) -> Resu
     Ok(writer)
 }
 
-/// The origin while it may be alive; else the live member that has applied most of it.
+/// The origin while it may be alive; else the live member that has most of it, in its spool or applied.
 fn source(shared: &Shared, origin: NodeId) -> NodeId {
     let view = shared.gossip.view();
     let usable = |node: &NodeId| {
@@ -103,21 +110,24 @@ fn source(shared: &Shared, origin: NodeId) -> NodeId {
     if usable(&origin) {
         return origin;
     }
-    let applied = |node: &NodeId| {
-        let facts = view.members.get(node).and_then(|member| member.facts.as_ref());
-        facts.map(|facts| facts.applied.get(origin))
-    };
     let others = shared.peers.others().into_iter().filter(|node| *node != origin && usable(node));
-    others.max_by_key(applied).unwrap_or(origin)
+    others.max_by_key(|node| had_by(&view, *node, origin)).unwrap_or(origin)
 }
 
-async fn receive(
+/// What a member said last that it can hand on of an origin's transactions.
+fn had_by(view: &gossip::View, node: NodeId, origin: NodeId) -> Lsn {
+    let facts = view.members.get(&node).and_then(|member| member.facts.as_ref());
+    facts.map_or(Lsn::ZERO, |facts| facts.received.get(origin).max(facts.applied.get(origin)))
+}
+
+/// Opens a stream of what follows the spool's end.
+async fn open_stream(
     shared: &Shared,
-    writer: &mut Writer,
+    writer: &Writer,
     origin: NodeId,
     incarnation: Incarnation,
     source: NodeId,
-) -> Result<Infallible> {
+) -> Result<PeerStream> {
     let timeout = Duration::from_millis(shared.config.stream_timeout_ms);
     let mut stream = shared.peers.open(source, serve::SERVICE).await?;
     let after = writer.tail().commit_lsn;
@@ -127,19 +137,34 @@ async fn receive(
         serve::read_greeting(&mut stream.io).await
     };
     match tokio::time::timeout(timeout, greeting).await.context("wait for the answer")?? {
-        Answer::Frames => {}
+        Answer::Frames => Ok(stream),
         Answer::Unavailable { reason } => bail!("node {source} cannot serve it: {reason}"),
         Answer::Gone { first_available } => bail!(
             "node {source} has deleted what follows {after} (it begins after {first_available}): \
              this node was away for too long and must be re-seeded"
         ),
     }
+}
+
+async fn receive(
+    shared: &Shared,
+    writer: &mut Writer,
+    origin: NodeId,
+    incarnation: Incarnation,
+    source: NodeId,
+) -> Result<Infallible> {
+    let mut stream = open_stream(shared, writer, origin, incarnation, source).await?;
     shared.status.fetching(origin, source);
+    let timeout = Duration::from_millis(shared.config.stream_timeout_ms);
     let period = Duration::from_millis(shared.config.sync_interval_ms.max(1));
-    let mut sync_due = tokio::time::interval(period);
-    sync_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut due = tokio::time::interval(period);
+    due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut silent_since = Instant::now();
     let mut buffer = BytesMut::with_capacity(256 << 10);
+    let mut visible = shared.applied.watch_visible();
+    let mut answers = Answers::default();
+    // What is here already is acknowledged too.
+    let mut syncing: Option<Syncing> = Some(Box::pin(writer.sync()));
     let mut dirty = false;
     loop {
         tokio::select! {
@@ -148,40 +173,116 @@ async fn receive(
                     bail!("node {source} closed the stream");
                 }
                 silent_since = Instant::now();
-                dirty |= append(shared, writer, &mut buffer, origin)?;
+                let taken = append(shared, writer, &mut buffer, origin)?;
+                dirty |= taken.frames;
+                answers.hurried(taken.hurry);
             }
-            _ = sync_due.tick() => {
-                if std::mem::take(&mut dirty) {
-                    writer.sync().await?;
+            tail = synced(&mut syncing) => {
+                answers.now.durable = tail?.commit_lsn;
+                answers.send(&mut stream).await?;
+            }
+            _ = visible.changed(), if answers.hurry() == Class::Applied => {
+                answers.now.visible = visible.borrow_and_update().get(origin);
+                answers.send(&mut stream).await?;
+            }
+            _ = due.tick() => {
+                if dirty && syncing.is_none() {
+                    dirty = false;
+                    syncing = Some(Box::pin(writer.sync()));
                 }
+                answers.now.visible = visible.borrow().get(origin);
+                answers.send(&mut stream).await?;
                 if let Some(corrupt) = shared.spools.take_corruption(origin) {
                     return Err(corrupt.into());
                 }
-                if source != origin && self::source(shared, origin) == origin {
-                    bail!("node {origin} is back: what it committed is received from itself again");
-                }
+                stay(shared, origin, source, writer.tail().commit_lsn)?;
                 if silent_since.elapsed() > timeout {
                     bail!("node {source} has been silent for {} ms", timeout.as_millis());
                 }
             }
         }
+        if dirty && syncing.is_none() && answers.hurry() > Class::Local {
+            dirty = false;
+            syncing = Some(Box::pin(writer.sync()));
+        }
     }
 }
 
-/// Appends every whole frame of the buffer; answers whether there was any.
+/// Whether there is a better source than a member that stands in for the origin.
+fn stay(shared: &Shared, origin: NodeId, source: NodeId, here: Lsn) -> Result<()> {
+    if source == origin {
+        return Ok(());
+    }
+    let best = self::source(shared, origin);
+    if best == origin {
+        bail!("node {origin} is back: what it committed is received from itself again");
+    }
+    let view = shared.gossip.view();
+    let had = |node| had_by(&view, node, origin);
+    if best != source && had(best) > here && had(source) <= here {
+        bail!("node {best} has more of it");
+    }
+    Ok(())
+}
+
+/// What is acknowledged to the sender, and how fast it wants to hear it.
+#[derive(Default)]
+struct Answers {
+    now: Ack,
+    sent: Ack,
+    wanted: Option<(Class, Instant)>,
+}
+
+impl Answers {
+    fn hurried(&mut self, hurry: Option<Class>) {
+        if let Some(class) = hurry {
+            self.wanted = Some((class, Instant::now()));
+        }
+    }
+
+    /// What somebody waited for lately: a transaction may be applied some time after it came.
+    fn hurry(&self) -> Class {
+        let lately = self.wanted.filter(|(_, at)| at.elapsed() < HURRY);
+        lately.map_or(Class::Local, |(class, _)| class)
+    }
+
+    async fn send(&mut self, stream: &mut PeerStream) -> Result<()> {
+        if self.now != self.sent {
+            self.sent = self.now;
+            serve::write_ack(&mut stream.io, self.now).await.context("acknowledge")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a buffer held.
+struct Taken {
+    frames: bool,
+    hurry: Option<Class>,
+}
+
+/// Appends every whole frame of the buffer.
 fn append(
     shared: &Shared,
     writer: &mut Writer,
     buffer: &mut BytesMut,
     origin: NodeId,
-) -> Result<bool> {
-    let mut any = false;
+) -> Result<Taken> {
+    let mut taken = Taken { frames: false, hurry: None };
     while let Some(prefix) = buffer.first_chunk::<4>() {
-        let rest = u32::from_le_bytes(*prefix) as usize;
-        if rest == 0 {
+        let prefix = u32::from_le_bytes(*prefix);
+        let sign = match prefix {
+            serve::ALIVE => Some(None),
+            serve::HURRY_DURABLE => Some(Some(Class::Quorum)),
+            serve::HURRY_VISIBLE => Some(Some(Class::Applied)),
+            _ => None,
+        };
+        if let Some(hurry) = sign {
             buffer.advance(4);
+            taken.hurry = hurry.or(taken.hurry);
             continue;
         }
+        let rest = prefix as usize;
         let limit = usize::try_from(shared.config.spool.frame_bytes_max).unwrap_or(usize::MAX);
         if rest > limit {
             return Err(anyhow!("a frame of {rest} bytes is longer than {limit}: refused"));
@@ -195,7 +296,7 @@ fn append(
         writer
             .append_frame(&frame)
             .with_context(|| format!("append a frame of node {origin} to the spool"))?;
-        any = true;
+        taken.frames = true;
     }
-    Ok(any)
+    Ok(taken)
 }

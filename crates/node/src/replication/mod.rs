@@ -11,6 +11,7 @@ pub mod apply;
 mod bootstrap;
 pub mod conflicts;
 pub mod ddl;
+pub mod durability;
 mod fetch;
 mod keys;
 mod lag;
@@ -55,7 +56,9 @@ pub struct Config {
     pub spool_dir: PathBuf,
     /// The limits of each spool.
     pub spool: spool::Config,
-    /// How often written spool is made durable and the slot is confirmed.
+    /// What commits wait for.
+    pub durability: durability::Config,
+    /// How often written spool is made durable and the slot is confirmed, unless somebody waits for it.
     pub sync_interval_ms: u64,
     /// Transactions in flight to the local server before the applier waits for the first of them.
     pub apply_window: usize,
@@ -99,6 +102,7 @@ impl Default for Config {
         Self {
             spool_dir: PathBuf::new(),
             spool: spool::Config::default(),
+            durability: durability::Config::default(),
             sync_interval_ms: 50,
             apply_window: 256,
             apply_window_bytes: 1 << 20,
@@ -144,6 +148,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: metrics::Metrics,
     pub(crate) verify: verify::Board,
     pub(crate) retries: quarantine::retries::Retries,
+    pub(crate) durability: durability::Durability,
     /// Another one at every start of the agent; written into the probe row.
     pub(crate) boot: uuid::Uuid,
 }
@@ -194,6 +199,7 @@ pub fn new(
 ) -> Result<(Handle, Task)> {
     let spools = spools::Spools::new(&config, &identity)?;
     let recent = recent::Recent::new(config.arrivals_max);
+    let durability = durability::Durability::new(config.durability.clone(), registry);
     let shared = Arc::new(Shared {
         config,
         identity,
@@ -210,6 +216,7 @@ pub fn new(
         metrics: metrics::Metrics::register(registry),
         verify: verify::Board::new(registry),
         retries: quarantine::retries::Retries::default(),
+        durability,
         boot: uuid::Uuid::new_v4(),
     });
     registry.register_collector(Box::new(lag::Metrics { shared: shared.clone() }));

@@ -4,12 +4,14 @@
 //! raise the version vector, so that every local transaction carries exactly what had been committed here before it.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Value};
+use synapsedb_core::durability::Class;
 use synapsedb_core::history::Writer as RowWriter;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
@@ -18,10 +20,12 @@ use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::replication::{Event, Stream};
 use tokio::time::Instant;
 
+use super::durability::gate::{Gate, Positions};
+use super::durability::settings;
 use super::keys::{self, LocalKeys, RowKeys};
 use super::recent::{self, Side};
 use super::recheck::{self, Recheck};
-use super::spool::{Header, Tail, Writer};
+use super::spool::{Header, SpoolError, Tail, Writer};
 use super::{Shared, bootstrap, ddl, origin_name, parse_origin_name};
 use crate::tasks::Shutdown;
 
@@ -30,6 +34,23 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(10);
 
 /// How often a version vector that grew by applied transactions alone is written down.
 const VECTOR_CHECKPOINT: Duration = Duration::from_secs(1);
+
+/// How many times within [`PINGS_WITHIN`] a server asks for a confirmation that only wants to shut down.
+const PINGS_MAX: u32 = 100;
+
+/// See [`PINGS_MAX`].
+const PINGS_WITHIN: Duration = Duration::from_secs(1);
+
+/// The making durable of what was spooled, on its way.
+pub(super) type Syncing = Pin<Box<dyn Future<Output = Result<Tail, SpoolError>> + Send>>;
+
+/// The end of `syncing`, which is taken out then; never when there is none. Cancel safe.
+pub(super) async fn synced(syncing: &mut Option<Syncing>) -> Result<Tail, SpoolError> {
+    let Some(running) = syncing.as_mut() else { return std::future::pending().await };
+    let ended = running.await;
+    *syncing = None;
+    ended
+}
 
 /// Publishes until the stream or the spool fails, or shutdown is asked for.
 ///
@@ -42,9 +63,16 @@ pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -
     let slot = origin_name(shared.identity.node, shared.identity.incarnation);
     let local = shared.postgres.local();
     let tail = writer.tail();
+    // What an agent before this one wrote may be in the system's memory only.
+    writer.sync().await?;
+    settings::suspend_without_slot(shared, &slot).await?;
     let from = bootstrap::ensure_slot(&local, &slot, &tail, writer).await?;
     shared.status.slot_is_there();
-    let stream = Stream::start(&local, &slot, from, "synapsedb", true)
+    let mut standby = local.named(settings::STANDBY);
+    // A walsender whose own commits would not wait does not tell at once of transactions that hold nothing for us.
+    standby.options.retain(|(name, _)| name != "synchronous_commit");
+    standby.options.push(("synchronous_commit".to_owned(), "on".to_owned()));
+    let stream = Stream::start(&standby, &slot, from, "synapsedb", true)
         .await
         .with_context(|| format!("start reading the WAL through slot {slot}"))?;
     let mut publisher = Publisher::new(shared, writer, stream, from);
@@ -94,8 +122,16 @@ struct Publisher<'a> {
     transactions: u64,
     /// Everything before it has been read from the stream.
     read: Lsn,
-    /// What is confirmed to the server: durable here.
+    /// What is durable here.
     confirmed: Lsn,
+    /// What of it the server may be told.
+    gate: Gate<'a>,
+    told: Positions,
+    /// Something was spooled since the last sync began.
+    unsynced: bool,
+    syncing: Option<Syncing>,
+    /// Since when the server has asked for confirmations without sending anything, and how many times.
+    pings: (Instant, u32),
     vector: VersionVector,
     last_checkpoint: Instant,
     /// Rows that were written here before a remote transaction met their place, unseen by it.
@@ -106,7 +142,8 @@ struct Publisher<'a> {
 
 impl<'a> Publisher<'a> {
     fn new(shared: &'a Shared, writer: &'a mut Writer, stream: Stream, from: Lsn) -> Self {
-        let vector = writer.tail().vector;
+        let tail = writer.tail();
+        let gate = Gate::new(shared, &tail, from);
         Self {
             shared,
             writer,
@@ -116,7 +153,12 @@ impl<'a> Publisher<'a> {
             transactions: 0,
             read: from,
             confirmed: from,
-            vector,
+            gate,
+            told: Positions::default(),
+            unsynced: false,
+            syncing: None,
+            pings: (Instant::now(), 0),
+            vector: tail.vector,
             last_checkpoint: Instant::now(),
             rechecks: Vec::new(),
             catalog: 0,
@@ -127,16 +169,33 @@ impl<'a> Publisher<'a> {
         let period = Duration::from_millis(self.shared.config.sync_interval_ms.max(1));
         let mut sync_due = tokio::time::interval(period);
         sync_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let durability = &self.shared.durability;
         loop {
             tokio::select! {
                 () = stop.cancelled() => {
                     self.writer.abort();
                     return self.sync().await;
                 }
-                event = self.stream.next() => self.event(event?).await?,
+                event = self.stream.next() => {
+                    self.event(event?).await?;
+                    if self.unsynced && self.hurry() {
+                        self.begin_sync();
+                    }
+                }
+                tail = synced(&mut self.syncing) => {
+                    self.confirmed = self.confirmed.max(tail?.end_lsn);
+                    if self.unsynced && self.hurry() {
+                        self.begin_sync();
+                    }
+                    self.confirm(false).await?;
+                }
+                () = durability.changed() => self.confirm(false).await?,
                 _ = sync_due.tick() => {
                     self.checkpoint_if_due()?;
-                    self.sync().await?;
+                    if self.unsynced {
+                        self.begin_sync();
+                    }
+                    self.confirm(false).await?;
                 }
             }
         }
@@ -144,18 +203,35 @@ impl<'a> Publisher<'a> {
 
     async fn event(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Data { body, .. } => self.message(&body).await,
+            Event::Data { body, .. } => {
+                self.pings.1 = 0;
+                self.message(&body).await
+            }
             Event::Keepalive { wal_end, reply_requested } => {
                 if matches!(self.open, Open::Idle) && wal_end > self.read {
                     self.read = wal_end;
                     self.shared.recent.set_decoded(wal_end);
                 }
                 if reply_requested {
-                    self.confirm().await?;
+                    self.pinged()?;
+                    self.confirm(true).await?;
                 }
                 Ok(())
             }
         }
+    }
+
+    /// A server that shuts down asks again and again until everything is confirmed, which may wait for lost members.
+    fn pinged(&mut self) -> Result<()> {
+        let (since, pings) = &mut self.pings;
+        if *pings == 0 || since.elapsed() > PINGS_WITHIN {
+            (*since, *pings) = (Instant::now(), 0);
+        }
+        *pings += 1;
+        if *pings > PINGS_MAX {
+            bail!("the server shuts down: it is let go");
+        }
+        Ok(())
     }
 
     async fn message(&mut self, body: &Bytes) -> Result<()> {
@@ -340,6 +416,8 @@ impl<'a> Publisher<'a> {
                 let here = self.shared.identity.node;
                 recent::note_commit(&mut self.shared.recent.lock(), here, &header);
                 self.writer.commit(end_lsn)?;
+                self.gate.committed(header.commit_lsn, end_lsn);
+                self.unsynced = true;
                 self.shared.metrics.published_transactions.inc();
             }
             Open::Applied { origin: Some(origin), lsn } => {
@@ -362,26 +440,44 @@ impl<'a> Publisher<'a> {
         let tail = self.writer.tail();
         let (due, behind) = (self.last_checkpoint.elapsed(), self.read > tail.end_lsn);
         let grown = tail.vector != self.vector && due >= VECTOR_CHECKPOINT;
-        if matches!(self.open, Open::Idle) && behind && (grown || due >= IDLE_CHECKPOINT) {
+        // Also what holds nothing for the peers may be waited for, such as a commit in another database.
+        let due = grown || due >= IDLE_CHECKPOINT || self.hurry();
+        if matches!(self.open, Open::Idle) && behind && due {
             self.writer.checkpoint(self.read, &self.vector)?;
+            self.unsynced = true;
             self.last_checkpoint = Instant::now();
         }
         Ok(())
     }
 
-    async fn sync(&mut self) -> Result<()> {
-        if self.writer.tail().end_lsn > self.confirmed {
-            let Tail { end_lsn, .. } = self.writer.sync().await?;
-            self.confirmed = self.confirmed.max(end_lsn);
-            self.confirm().await?;
-        }
-        Ok(())
+    /// Whether somebody may wait for other nodes.
+    fn hurry(&self) -> bool {
+        self.shared.durability.hurry() > Class::Local
     }
 
-    async fn confirm(&mut self) -> Result<()> {
+    /// Begins to make durable what was spooled, unless that is going on: what comes meanwhile is next.
+    fn begin_sync(&mut self) {
+        if self.syncing.is_none() {
+            self.unsynced = false;
+            self.syncing = Some(Box::pin(self.writer.sync()));
+        }
+    }
+
+    async fn sync(&mut self) -> Result<()> {
+        let Tail { end_lsn, .. } = self.writer.sync().await?;
+        self.confirmed = self.confirmed.max(end_lsn);
+        self.confirm(true).await
+    }
+
+    /// Tells the server what is safe: if that is news, or if it wants to hear it.
+    async fn confirm(&mut self, wanted: bool) -> Result<()> {
         self.shared.status.published(self.read, self.confirmed);
-        let confirmed = self.confirmed;
-        self.stream.confirm(confirmed, confirmed, confirmed).await?;
+        let positions = self.gate.positions(self.confirmed);
+        if wanted || positions != self.told {
+            self.told = positions;
+            let Positions { flush, apply } = positions;
+            self.stream.confirm(flush, flush, apply).await?;
+        }
         Ok(())
     }
 }

@@ -107,6 +107,10 @@ impl Board {
         inner.publish_error = None;
     }
 
+    pub(crate) fn is_publishing(&self) -> bool {
+        self.lock().publishing
+    }
+
     pub(crate) fn publish_failed(&self, error: &anyhow::Error) {
         let text = format!("{error:#}");
         let mut inner = self.lock();
@@ -225,6 +229,7 @@ pub(crate) fn collect(shared: &Shared) -> Status {
     let visible = shared.applied.visible();
     let spools = shared.spools.all();
     let view = shared.gossip.view();
+    let durability = shared.durability.status(shared);
     let inner = shared.status.lock();
     let lanes = shared.peers.others().into_iter().map(|origin| {
         let starting = Lane::default();
@@ -257,6 +262,7 @@ pub(crate) fn collect(shared: &Shared) -> Status {
             error: inner.publish_error.clone(),
         },
         lanes: lanes.collect(),
+        durability,
         applied: visible.iter().map(|(node, lsn)| (node.to_string(), lsn.to_string())).collect(),
         spool_bytes: spools
             .iter()
@@ -291,6 +297,9 @@ pub(crate) fn not_ready(shared: &Shared) -> Option<String> {
     if !inner.publishing {
         let why = inner.publish_error.as_deref().unwrap_or("starting");
         return Some(format!("the own WAL is not being read: {why}"));
+    }
+    if let Some(reason) = shared.durability.not_in_force() {
+        return Some(reason);
     }
     let gathering = shared.status.started.elapsed() < GATHERING;
     let fresh_ms = shared.config.probe_interval_ms.saturating_mul(3) + 1000;

@@ -15,8 +15,8 @@ use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, fetch, lag, other_members, parse_origin_name, probe, publish, recent, retry,
-    serve, verify,
+    Shared, bootstrap, durability, fetch, lag, other_members, parse_origin_name, probe, publish,
+    recent, retry, serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -56,6 +56,7 @@ impl Task {
         loops.spawn(publisher(shared.clone(), stop.clone()));
         loops.spawn(fetchers(shared.clone(), stop.clone()));
         loops.spawn(generations(shared.clone(), stop.clone()));
+        loops.spawn(durability::keeper::run(shared.clone(), stop.clone()));
         loops.spawn(repeated(shared.clone(), stop.clone(), Part::Probe));
         loops.spawn(repeated(shared.clone(), stop.clone(), Part::Progress));
         while let Some(ended) = loops.join_next().await {
@@ -268,6 +269,7 @@ async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()>
         shared.gossip.publish(Facts {
             postgres_ready: false,
             applied: shared.applied.durable(),
+            received: received(&shared),
             wal_lsn: Lsn::ZERO,
             ..Facts::default()
         });
@@ -291,9 +293,17 @@ async fn progress(shared: &Shared) -> Result<()> {
         let (_, durable, wal_lsn) = progress_of(shared, &client).await?;
         shared.applied.set_durable(durable.clone());
         let ready = shared.status.is_prepared();
-        shared.gossip.publish(lag::facts(shared, ready, durable, wal_lsn));
+        let received = received(shared);
+        shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
         trim(shared)?;
     }
+}
+
+/// What lies here of every other origin, to be handed on.
+fn received(shared: &Shared) -> VersionVector {
+    let spools = shared.spools.all().into_iter();
+    let others = spools.filter(|(origin, _)| *origin != shared.identity.node);
+    others.map(|(origin, (_, spool))| (origin, *spool.tail_watch().borrow())).collect()
 }
 
 /// Deletes what every member has applied, and what is beyond the limit.

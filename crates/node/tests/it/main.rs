@@ -13,6 +13,7 @@ mod convergence;
 mod corruption;
 mod ddl;
 mod disk;
+mod durability;
 mod gossip;
 mod guide;
 mod http;
