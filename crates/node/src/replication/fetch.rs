@@ -175,6 +175,7 @@ fn append(
     buffer: &mut BytesMut,
     origin: NodeId,
 ) -> Result<bool> {
+    let refused = || format!("append a frame of node {origin} to the spool");
     let mut any = false;
     while let Some(prefix) = buffer.first_chunk::<4>() {
         let rest = u32::from_le_bytes(*prefix) as usize;
@@ -190,12 +191,11 @@ fn append(
             buffer.reserve(4 + rest - buffer.len());
             break;
         }
-        let frame = buffer.split_to(4 + rest);
+        let frame = buffer.split_to(4 + rest).freeze();
         shared.metrics.fetched_bytes.inc_by(frame.len() as u64);
-        writer
-            .append_frame(&frame)
-            .with_context(|| format!("append a frame of node {origin} to the spool"))?;
+        writer.append_frame(&frame).with_context(refused)?;
         any = true;
     }
+    writer.show().with_context(refused)?;
     Ok(any)
 }

@@ -9,6 +9,7 @@
 pub mod api;
 pub mod apply;
 mod bootstrap;
+mod crowd;
 pub mod ddl;
 mod fetch;
 mod metrics;

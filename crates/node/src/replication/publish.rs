@@ -16,6 +16,7 @@ use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::replication::{Event, Stream};
 use tokio::time::Instant;
 
+use super::crowd::Crowd;
 use super::spool::{Header, Tail, Writer};
 use super::{Shared, bootstrap, ddl, origin_name, parse_origin_name};
 use crate::tasks::Shutdown;
@@ -25,6 +26,9 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(10);
 
 /// How often a version vector that grew by applied transactions alone is written down.
 const VECTOR_CHECKPOINT: Duration = Duration::from_secs(1);
+
+/// Transactions that may be read at once before others wait to be read: a bound on what is complete and not yet shown.
+const UNSHOWN_MAX: u64 = 1000;
 
 /// Publishes until the stream or the spool fails, or shutdown is asked for.
 ///
@@ -41,7 +45,7 @@ pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -
     let stream = Stream::start(&local, &slot, from, "synapsedb", true)
         .await
         .with_context(|| format!("start reading the WAL through slot {slot}"))?;
-    let mut publisher = Publisher::new(shared, writer, stream, from);
+    let mut publisher = Publisher::new(shared, writer, stream, from)?;
     publisher.follow(stop).await
 }
 
@@ -88,12 +92,13 @@ struct Publisher<'a> {
     confirmed: Lsn,
     vector: VersionVector,
     last_checkpoint: Instant,
+    crowd: Crowd,
 }
 
 impl<'a> Publisher<'a> {
-    fn new(shared: &'a Shared, writer: &'a mut Writer, stream: Stream, from: Lsn) -> Self {
+    fn new(shared: &'a Shared, writer: &'a mut Writer, stream: Stream, from: Lsn) -> Result<Self> {
         let vector = writer.tail().vector;
-        Self {
+        Ok(Self {
             shared,
             writer,
             stream,
@@ -104,7 +109,8 @@ impl<'a> Publisher<'a> {
             confirmed: from,
             vector,
             last_checkpoint: Instant::now(),
-        }
+            crowd: Crowd::new().context("make a timer")?,
+        })
     }
 
     async fn follow(&mut self, stop: &Shutdown) -> Result<()> {
@@ -115,15 +121,28 @@ impl<'a> Publisher<'a> {
             tokio::select! {
                 () = stop.cancelled() => {
                     self.writer.abort();
+                    self.writer.show()?;
                     return self.sync().await;
                 }
-                event = self.stream.next() => self.event(event?).await?,
+                event = self.stream.next() => self.events(event?).await?,
                 _ = sync_due.tick() => {
                     self.checkpoint_if_due()?;
                     self.sync().await?;
                 }
             }
         }
+    }
+
+    /// Everything that is there: it is shown by one write.
+    async fn events(&mut self, first: Event) -> Result<()> {
+        let before = self.transactions;
+        self.event(first).await?;
+        while self.stream.buffered() && self.transactions - before < UNSHOWN_MAX {
+            let event = self.stream.next().await?;
+            self.event(event).await?;
+        }
+        self.writer.show()?;
+        Ok(self.crowd.gather(self.transactions - before).await?)
     }
 
     async fn event(&mut self, event: Event) -> Result<()> {
@@ -156,10 +175,11 @@ impl<'a> Publisher<'a> {
         match pgoutput::decode(body).context("decode the replication stream")? {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
-                let vector = self.vector.clone();
-                self.open = if commit_lsn <= self.writer.tail().commit_lsn {
+                self.open = if commit_lsn <= self.writer.tail_commit_lsn() {
                     Open::Known
                 } else {
+                    // Its vector is filled in when the first row says that it is local.
+                    let vector = VersionVector::new();
                     let header = Header { commit_lsn, commit_time, xid, vector };
                     Open::Local { header, spooled: false }
                 };
@@ -254,6 +274,7 @@ impl<'a> Publisher<'a> {
     fn spool(&mut self, body: &[u8]) -> Result<()> {
         if let Open::Local { header, spooled } = &mut self.open {
             if !*spooled {
+                header.vector.clone_from(&self.vector);
                 self.writer.begin(header)?;
                 *spooled = true;
             }
@@ -295,6 +316,7 @@ impl<'a> Publisher<'a> {
 
     async fn sync(&mut self) -> Result<()> {
         if self.writer.tail().end_lsn > self.confirmed {
+            self.writer.show()?;
             let Tail { end_lsn, .. } = self.writer.sync().await?;
             self.confirmed = self.confirmed.max(end_lsn);
             self.confirm().await?;

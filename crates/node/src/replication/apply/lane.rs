@@ -344,8 +344,9 @@ impl<'a> Lane<'a> {
         };
         let here = self.shared.identity.node;
         let skew_us = i64::try_from(self.shared.config.clock_skew_max_ms).unwrap_or(i64::MAX);
-        let applied = self.shared.applied.visible();
-        delivery::decide(&point, here, &applied, now(), skew_us.saturating_mul(1000))
+        self.shared.applied.with_visible(|applied| {
+            delivery::decide(&point, here, applied, now(), skew_us.saturating_mul(1000))
+        })
     }
 
     async fn gate(&mut self, header: &Header) -> Step<()> {

@@ -8,7 +8,8 @@ use synapsedb_core::change::{OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use synapsedb_core::ids::NodeId;
 use synapsedb_pg::quote;
 
-use super::array::TextArray;
+use super::array::Array;
+use super::element::Element;
 use super::session::Parameter;
 
 /// A column of the local table.
@@ -36,11 +37,25 @@ pub(crate) struct VersionCheck {
 }
 
 impl VersionCheck {
+    fn own_origin(&self) -> i64 {
+        let own = self.origins.iter().find(|(_, node)| *node == self.origin);
+        own.map_or(-1, |(identifier, _)| i64::from(*identifier))
+    }
+
+    /// SQL that is true when the stored row `target` cannot be in conflict with the writer: the writer's own node wrote
+    /// it, or it was written before `bound`, or nobody knows when. Cheaper than [`VersionCheck::sql`], which it implies.
+    fn quick_sql(&self, target: &str, bound: &str) -> String {
+        format!(
+            "(pg_catalog.pg_xact_commit_timestamp({target}.xmin) <= {bound} or \
+             (pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin)).roident = {mine}) is not false",
+            mine = self.own_origin()
+        )
+    }
+
     /// SQL that is true when the stored row `target` is not newer than the writer (last write wins on commit time, then
     /// node). Unknown versions (frozen, or written by this very transaction) give way.
     fn sql(&self, target: &str, time: &str) -> String {
-        let mine = self.origins.iter().find(|(_, node)| *node == self.origin);
-        let mine = mine.map_or(-1, |(identifier, _)| i64::from(*identifier));
+        let mine = self.own_origin();
         let mut nodes = format!("when 0 then {}", self.here);
         for (identifier, node) in &self.origins {
             let _ = write!(nodes, " when {identifier} then {node}");
@@ -73,7 +88,8 @@ pub(crate) enum Shape {
 enum Place {
     /// It is a prepared statement: parameters `$1`, `$2`, …
     Statement,
-    /// It stands in a procedure: text fields of the record `r`, numbered on from here, and the time `r.t`.
+    /// It stands in a procedure: variables `c1`, `c2`, … of the types of their elements, numbered on from here, and the
+    /// time `bound_`.
     Procedure(usize),
 }
 
@@ -82,15 +98,12 @@ impl Place {
     fn value(self, number: usize, type_name: &str) -> String {
         match self {
             Self::Statement => format!("${number}"),
-            Self::Procedure(before) => format!("r.c{}::{type_name}", before + number),
-        }
-    }
-
-    /// The commit time, which is the last parameter of a statement.
-    fn time(self, number: usize) -> String {
-        match self {
-            Self::Statement => format!("${number}::timestamptz"),
-            Self::Procedure(_) => "r.t".to_owned(),
+            Self::Procedure(before) => {
+                let element = Element::of(type_name);
+                let exact = element != Element::Text || type_name == element.sql();
+                let cast = if exact { String::new() } else { format!("::{type_name}") };
+                format!("c{}{cast}", before + number)
+            }
         }
     }
 }
@@ -100,6 +113,22 @@ struct Column {
     local: LocalColumn,
     /// Its place in the origin's tuples.
     key: bool,
+}
+
+impl Column {
+    fn updatable(&self) -> bool {
+        !self.local.generated && !self.local.always_identity
+    }
+}
+
+/// A change of one row, for which there is a [`Shape`].
+pub(crate) enum RowChange<'t, 'v> {
+    /// The row.
+    Insert(&'t [Value<'v>]),
+    /// What names the row, and the row after the update.
+    Update(&'t [Value<'v>], &'t [Value<'v>]),
+    /// What names the row.
+    Delete(&'t [Value<'v>]),
 }
 
 /// The statements for one relation as one origin describes it.
@@ -213,7 +242,7 @@ impl Plan {
             let values = list(written.iter().enumerate().map(value));
             let _ = write!(sql, "values ({values})");
         }
-        if self.primary_key {
+        if let (true, Place::Statement) = (self.primary_key, place) {
             let keys = list(
                 written
                     .iter()
@@ -226,7 +255,7 @@ impl Plan {
                 let name = quote::ident(&column.local.name);
                 format!("{name} = excluded.{name}")
             }));
-            let check = self.check.sql("t", &place.time(written.len() + 1));
+            let check = self.check.sql("t", &format!("${}::timestamptz", written.len() + 1));
             if sets.is_empty() {
                 // All columns are the key: touching the row is enough to record the writer.
                 let key = written
@@ -266,8 +295,7 @@ impl Plan {
     }
 
     fn updatable(&self, index: usize, present: &[bool]) -> bool {
-        let local = &self.columns[index].local;
-        present.get(index).copied().unwrap_or(false) && !local.generated && !local.always_identity
+        present.get(index).copied().unwrap_or(false) && self.columns[index].updatable()
     }
 
     fn update(&self, present: &[bool], place: Place) -> String {
@@ -291,14 +319,22 @@ impl Plan {
         let mut sql = format!("update {} as t set {sets} where {found}", self.table);
         if self.primary_key {
             let keys = self.columns.iter().filter(|column| column.key).count();
-            let _ =
-                write!(sql, " and {}", self.check.sql("t", &place.time(updated.len() + keys + 1)));
+            let time = updated.len() + keys + 1;
+            let check = match place {
+                Place::Statement => self.check.sql("t", &format!("${time}::timestamptz")),
+                Place::Procedure(_) => self.check.quick_sql("t", "bound_"),
+            };
+            let _ = write!(sql, " and {check}");
         }
         sql
     }
 
     fn delete(&self, place: Place) -> String {
-        format!("delete from {} as t where {}", self.table, self.find(1, place))
+        let mut sql = format!("delete from {} as t where {}", self.table, self.find(1, place));
+        if let (true, Place::Procedure(_)) = (self.primary_key, place) {
+            let _ = write!(sql, " and {}", self.check.quick_sql("t", "bound_"));
+        }
+        sql
     }
 
     /// The parameters of [`Shape::Insert`]: the written columns, then the commit time if rows have versions here.
@@ -322,15 +358,9 @@ impl Plan {
     pub(crate) fn insert_many_parameters(&self, rows: &[Tuple<'_>]) -> Result<Vec<Vec<u8>>> {
         let written = self.columns.iter().enumerate().filter(|(_, column)| !column.local.generated);
         let array = |index: usize| -> Result<Vec<u8>> {
-            let mut array = TextArray::new();
+            let mut array = Array::new(Element::Text);
             for row in rows {
-                array.push(match row[index] {
-                    Value::Null => None,
-                    Value::Text(text) => Some(text),
-                    Value::Unchanged | Value::Binary(_) => {
-                        bail!("an inserted row holds a value that is not text")
-                    }
-                })?;
+                array.push(row[index])?;
             }
             Ok(array.finish())
         };
@@ -376,18 +406,41 @@ impl Plan {
         parameters.extend(keys.map(|(_, value)| parameter(*value)));
     }
 
-    /// How many values a statement for one row takes, the commit time not counted.
-    pub(crate) fn values_of(&self, shape: &Shape) -> usize {
-        let keys = self.columns.iter().filter(|column| column.key).count();
+    /// The values of a statement for one row, in the order of its parameters. The commit time is not among them.
+    pub(crate) fn values<'t, 'v>(
+        &self,
+        change: &'t RowChange<'t, 'v>,
+    ) -> impl Iterator<Item = Value<'v>> {
+        let (set, keys): (&[Value<'v>], &[Value<'v>]) = match change {
+            RowChange::Insert(new) => (new, &[]),
+            RowChange::Update(old, new) => (new, old),
+            RowChange::Delete(old) => (&[], old),
+        };
+        let set = self.columns.iter().zip(set).filter(move |(column, value)| match change {
+            RowChange::Insert(_) => !column.local.generated,
+            RowChange::Update(..) | RowChange::Delete(_) => {
+                **value != Value::Unchanged && column.updatable()
+            }
+        });
+        let keys = self.columns.iter().zip(keys).filter(|(column, _)| column.key);
+        set.chain(keys).map(|(_, value)| *value)
+    }
+
+    /// How the values of a statement for one row are sent to a procedure.
+    pub(super) fn elements(&self, shape: &Shape) -> Vec<Element> {
+        let of = |column: &Column| Element::of(&column.local.type_name);
+        let written = self.columns.iter().filter(|column| !column.local.generated);
+        let keys = self.columns.iter().filter(|column| column.key);
+        // Rows without a key are compared as text.
+        let keys = keys.map(|column| if self.primary_key { of(column) } else { Element::Text });
         match shape {
-            Shape::Insert | Shape::InsertMany => {
-                self.columns.iter().filter(|column| !column.local.generated).count()
-            }
-            Shape::Update(present) => {
-                (0..self.columns.len()).filter(|index| self.updatable(*index, present)).count()
-                    + keys
-            }
-            Shape::Delete => keys,
+            Shape::Insert | Shape::InsertMany => written.map(of).collect(),
+            Shape::Update(present) => (0..self.columns.len())
+                .filter(|index| self.updatable(*index, present))
+                .map(|index| of(&self.columns[index]))
+                .chain(keys)
+                .collect(),
+            Shape::Delete => keys.collect(),
         }
     }
 
