@@ -32,9 +32,13 @@ pub(super) struct Crowd {
 impl Crowd {
     /// # Errors
     /// The system gives no timer.
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe; an owned descriptor stays open as long as the timer lives"
+    )]
     pub(super) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = AsyncFd::register(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
+        let timer = AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
         Ok(Self { since: Instant::now(), count: 0, many: false, timer })
     }
 
