@@ -68,6 +68,18 @@ pub enum OldTuple<'a> {
     Full(Tuple<'a>),
 }
 
+impl Change<'_> {
+    /// The relation whose rows change; that of a truncate is its first.
+    pub fn relation(&self) -> u32 {
+        match self {
+            Self::Insert { relation, .. }
+            | Self::Update { relation, .. }
+            | Self::Delete { relation, .. } => *relation,
+            Self::Truncate { relations, .. } => relations.first().copied().unwrap_or_default(),
+        }
+    }
+}
+
 /// What happened to the rows of one relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change<'a> {

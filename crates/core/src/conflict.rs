@@ -25,6 +25,44 @@ pub fn last_write_wins(local: Option<RowVersion>, remote: RowVersion) -> Resolut
     }
 }
 
+/// What is known here of the row that a transaction writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The version of the row that is here.
+    pub present: Option<RowVersion>,
+    /// The latest delete of it that is remembered.
+    pub deleted: Option<RowVersion>,
+    /// The latest write of another row that claims one of the same unique values, if it is later than the incoming one.
+    pub taken: Option<RowVersion>,
+}
+
+/// What becomes of an incoming insert or update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The row is written as it came.
+    Write,
+    /// The row stays as it is here, present or deleted.
+    Keep,
+    /// The write loses a unique value to another row: whatever older row is here goes, and the write is not made.
+    GiveWay,
+}
+
+/// Decides upon an incoming insert or update of a row under last write wins.
+///
+/// The state of a row is that of the latest among all its writes and deletes, or nothing if that one is a delete or has
+/// lost a unique value to a later write of another row. That is a function of the set of writes and not of the order in
+/// which they arrive. A later write of the same origin is always the latest of the two: its transactions arrive in order.
+pub fn decide(facts: Facts, incoming: RowVersion) -> Decision {
+    let later = |other: RowVersion| other.origin != incoming.origin && other > incoming;
+    if facts.present.is_some_and(later) || facts.deleted.is_some_and(|deleted| deleted > incoming) {
+        Decision::Keep
+    } else if facts.taken.is_some_and(|taken| taken > incoming) {
+        Decision::GiveWay
+    } else {
+        Decision::Write
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -10,13 +10,15 @@
 //! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`failover`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
-//! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`].
+//! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`], and what is
+//! remembered of recent writes, [`history`].
 
 pub mod backoff;
 pub mod change;
 pub mod conflict;
 pub mod delivery;
 pub mod failover;
+pub mod history;
 pub mod ids;
 pub mod lsn;
 pub mod sequence;

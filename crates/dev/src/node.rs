@@ -102,6 +102,19 @@ impl Node {
         self.server.sql(sql).await;
     }
 
+    /// Its PostgreSQL server for the role of its agent, which may do everything.
+    ///
+    /// # Panics
+    /// When the agent's password cannot be read.
+    pub fn agent_server(&self) -> Server {
+        let file = self.folder.join("secrets/agent.password");
+        let password = match fs::read_to_string(&file) {
+            Ok(password) => password.trim().to_owned(),
+            Err(error) => panic!("read {}: {error}", file.display()),
+        };
+        Server { user: "synapsedb_agent".to_owned(), password, ..self.server.clone() }
+    }
+
     /// Runs statements on its server and returns the rows as `psql -At` prints them. See [`Server::rows`].
     pub async fn rows(&self, sql: &str) -> Vec<String> {
         self.server.rows(sql).await

@@ -1,7 +1,17 @@
 //! What replication counts.
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+/// What a conflict is counted by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConflictLabels {
+    kind: &'static str,
+    table: String,
+}
 
 /// The counters of this component.
 #[derive(Clone, Default)]
@@ -14,6 +24,10 @@ pub(crate) struct Metrics {
     pub(crate) applied_ddl: Counter,
     pub(crate) apply_failures: Counter,
     pub(crate) clock_skew_waits: Counter,
+    pub(crate) quarantined_rows: Counter,
+    pub(crate) slow_transactions: Counter,
+    conflicts: Family<ConflictLabels, Counter>,
+    remembered_writes: Gauge,
 }
 
 impl Metrics {
@@ -50,7 +64,32 @@ impl Metrics {
             "Times a transaction waited for a clock that is too far off",
             &metrics.clock_skew_waits,
         );
+        add(
+            "quarantined_rows",
+            "Rows and statements that could not be applied and wait in synapsedb.quarantine",
+            &metrics.quarantined_rows,
+        );
+        add(
+            "slow_transactions",
+            "Transactions that were applied row by row, since they met other writes",
+            &metrics.slow_transactions,
+        );
+        let name = "synapsedb_replication_conflicts";
+        registry.register(name, "Conflicts that were settled here", metrics.conflicts.clone());
+        registry.register(
+            "synapsedb_replication_remembered_writes",
+            "Commits, deletes and unique claims that not every member is known to have seen",
+            metrics.remembered_writes.clone(),
+        );
         metrics
+    }
+
+    pub(crate) fn conflict(&self, kind: &'static str, table: &str) {
+        self.conflicts.get_or_create(&ConflictLabels { kind, table: table.to_owned() }).inc();
+    }
+
+    pub(crate) fn remembered(&self, entries: usize) {
+        self.remembered_writes.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn applied(&self, transactions: u64, ineffective: u64) {

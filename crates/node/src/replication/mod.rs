@@ -12,10 +12,13 @@ mod bootstrap;
 mod crowd;
 pub mod ddl;
 mod fetch;
+mod keys;
 mod metrics;
 mod probe;
 mod progress;
 mod publish;
+mod recent;
+mod recheck;
 mod retry;
 mod serve;
 pub mod spool;
@@ -58,6 +61,20 @@ pub struct Config {
     pub clock_skew_max_ms: u64,
     /// How often the probe row is written: the resolution of the lag in seconds.
     pub probe_interval_ms: u64,
+    /// Rows inserted by other nodes that are remembered until the own WAL is decoded past them; beyond it, a local
+    /// delete looks at the table instead.
+    pub arrivals_max: usize,
+    /// How long an applier that meets a missing row waits for the own WAL to be decoded.
+    pub decode_wait_max_ms: u64,
+    /// How long a single row may take to be applied (a trigger or function of the user's may never end): then it is
+    /// quarantined.
+    pub row_timeout_ms: u64,
+    /// How long an applier waits for a lock; then it tries the transaction again.
+    pub lock_timeout_ms: u64,
+    /// Rows of `synapsedb.conflict` that are kept at most.
+    pub conflict_rows_max: u64,
+    /// Days for which rows of `synapsedb.conflict` are kept.
+    pub conflict_keep_days: u32,
     /// How long a spool stream may be silent before it is opened anew.
     pub stream_timeout_ms: u64,
     /// The first and the longest wait before something that failed is tried again.
@@ -79,6 +96,12 @@ impl Default for Config {
             apply_window_bytes: 1 << 20,
             apply_batch_rows: 1000,
             clock_skew_max_ms: 500,
+            arrivals_max: 200_000,
+            decode_wait_max_ms: 5000,
+            row_timeout_ms: 30_000,
+            lock_timeout_ms: 10_000,
+            conflict_rows_max: 100_000,
+            conflict_keep_days: 30,
             probe_interval_ms: 2000,
             stream_timeout_ms: 5000,
             retry_min_ms: 50,
@@ -104,6 +127,7 @@ pub(crate) struct Shared {
     pub(crate) postgres: postgres::Handle,
     pub(crate) applied: Applied,
     pub(crate) spools: spools::Spools,
+    pub(crate) recent: recent::Recent,
     pub(crate) status: status::Board,
     pub(crate) metrics: metrics::Metrics,
     /// Another one at every start of the agent; written into the probe row.
@@ -150,6 +174,7 @@ pub fn new(
     registry: &mut prometheus_client::registry::Registry,
 ) -> Result<(Handle, Task)> {
     let spools = spools::Spools::new(&config, &identity)?;
+    let recent = recent::Recent::new(config.arrivals_max);
     let shared = Arc::new(Shared {
         config,
         identity,
@@ -159,6 +184,7 @@ pub fn new(
         postgres,
         applied: Applied::default(),
         spools,
+        recent,
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),
         boot: uuid::Uuid::new_v4(),

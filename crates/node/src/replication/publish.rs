@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Value};
+use synapsedb_core::history::Writer as RowWriter;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
@@ -17,6 +18,9 @@ use synapsedb_pg::replication::{Event, Stream};
 use tokio::time::Instant;
 
 use super::crowd::Crowd;
+use super::keys::{self, RowKeys};
+use super::recent::{self, Side};
+use super::recheck::{self, Recheck};
 use super::spool::{Header, Tail, Writer};
 use super::{Shared, bootstrap, ddl, origin_name, parse_origin_name};
 use crate::tasks::Shutdown;
@@ -37,6 +41,7 @@ const UNSHOWN_MAX: u64 = 1000;
 /// slot), or the server and the spool contradict each other (one of them was restored from an older copy).
 pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -> Result<()> {
     writer.abort();
+    shared.recent.wait_rebuilt(shared.identity.node).await?;
     let slot = origin_name(shared.identity.node, shared.identity.incarnation);
     let local = shared.postgres.local();
     let tail = writer.tail();
@@ -77,6 +82,8 @@ struct Relation {
     kind: Kind,
     /// The number of the transaction that last repeated it: every spooled transaction explains itself.
     told_in: u64,
+    /// Where its keys stand, if it has a primary key here.
+    keys: Option<RowKeys>,
 }
 
 struct Publisher<'a> {
@@ -93,6 +100,8 @@ struct Publisher<'a> {
     vector: VersionVector,
     last_checkpoint: Instant,
     crowd: Crowd,
+    /// Rows that were written here before a remote transaction met their place, unseen by it.
+    rechecks: Vec<Recheck>,
 }
 
 impl<'a> Publisher<'a> {
@@ -110,6 +119,7 @@ impl<'a> Publisher<'a> {
             vector,
             last_checkpoint: Instant::now(),
             crowd: Crowd::new().context("make a timer")?,
+            rechecks: Vec::new(),
         })
     }
 
@@ -147,10 +157,11 @@ impl<'a> Publisher<'a> {
 
     async fn event(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Data { body, .. } => self.message(&body),
+            Event::Data { body, .. } => self.message(&body).await,
             Event::Keepalive { wal_end, reply_requested } => {
                 if matches!(self.open, Open::Idle) && wal_end > self.read {
                     self.read = wal_end;
+                    self.shared.recent.set_decoded(wal_end);
                 }
                 if reply_requested {
                     self.confirm().await?;
@@ -160,18 +171,18 @@ impl<'a> Publisher<'a> {
         }
     }
 
-    fn message(&mut self, body: &Bytes) -> Result<()> {
+    async fn message(&mut self, body: &Bytes) -> Result<()> {
         match body.first() {
             Some(b'I' | b'U' | b'D') => self.row(body),
             Some(b'T') => self.truncate(body),
             Some(b'Y') => Ok(()),
-            Some(b'R') => self.relation(body),
-            _ => self.frame(body),
+            Some(b'R') => self.relation(body).await,
+            _ => self.frame(body).await,
         }
     }
 
     /// The messages that are not rows: begin, origin, commit, logical messages.
-    fn frame(&mut self, body: &Bytes) -> Result<()> {
+    async fn frame(&mut self, body: &Bytes) -> Result<()> {
         match pgoutput::decode(body).context("decode the replication stream")? {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
@@ -188,7 +199,7 @@ impl<'a> Publisher<'a> {
                 let origin = parse_origin_name(name).map(|(node, _)| node);
                 self.open = Open::Applied { origin, lsn };
             }
-            Message::Commit { end_lsn, .. } => self.commit(end_lsn)?,
+            Message::Commit { end_lsn, .. } => self.commit(end_lsn).await?,
             // Messages are the users' own. DDL comes through a table, which users cannot write.
             Message::LogicalMessage { .. }
             | Message::Relation(_)
@@ -198,7 +209,7 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
-    fn relation(&mut self, body: &Bytes) -> Result<()> {
+    async fn relation(&mut self, body: &Bytes) -> Result<()> {
         let Message::Relation(relation) =
             pgoutput::decode(body).context("decode a relation of the stream")?
         else {
@@ -210,18 +221,48 @@ impl<'a> Publisher<'a> {
             ("synapsedb", _) => Kind::Internal,
             _ => Kind::Replicated,
         };
-        let known = Relation { raw: body.clone(), kind, told_in: 0 };
+        let indexes = match kind {
+            Kind::Replicated => {
+                let client = self.shared.sql("publisher").await?;
+                keys::load(&client, &relation.schema, &relation.name).await?
+            }
+            Kind::Internal | Kind::Ddl => Vec::new(),
+        };
+        let keys = RowKeys::new(&relation, &indexes);
+        let known = Relation { raw: body.clone(), kind, told_in: 0, keys };
         self.relations.insert(relation.id, known);
         Ok(())
     }
 
     fn row(&mut self, body: &Bytes) -> Result<()> {
-        let id = body.get(1..5).map_or(0, |id| u32::from_be_bytes([id[0], id[1], id[2], id[3]]));
+        let id = recent::relation_id(body);
         match self.tell_relation(id)? {
-            Kind::Replicated => self.spool(body),
+            Kind::Replicated => {
+                self.note(id, body)?;
+                self.spool(body)
+            }
             Kind::Ddl => self.ddl(body),
             Kind::Internal => Ok(()),
         }
+    }
+
+    /// Notes what a local row deletes and claims, for the transactions of other nodes that had not seen it.
+    fn note(&mut self, id: u32, body: &Bytes) -> Result<()> {
+        let Open::Local { header, .. } = &self.open else { return Ok(()) };
+        let Some(relation) = self.relations.get(&id) else { return Ok(()) };
+        let keys = relation.keys.as_ref().filter(|keys| recent::concerns(keys, body, Side::Local));
+        let Some(keys) = keys else { return Ok(()) };
+        let Message::Change(change) = pgoutput::decode(body).context("decode a local row")? else {
+            return Ok(());
+        };
+        let version = recent::version(self.shared.identity.node, header);
+        let writer = RowWriter { version, vector: &header.vector };
+        let mut history = self.shared.recent.lock();
+        if recent::note(&mut history, keys, &change, &writer, Side::Local) {
+            let relation = relation.raw.clone();
+            self.rechecks.push(Recheck { relation, change: body.clone(), version });
+        }
+        Ok(())
     }
 
     /// An inserted row of `synapsedb.ddl` becomes a logical message in the spool; its deletion is nothing.
@@ -283,14 +324,19 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
-    fn commit(&mut self, end_lsn: Lsn) -> Result<()> {
+    async fn commit(&mut self, end_lsn: Lsn) -> Result<()> {
+        // Before it is spooled: after a crash it is decoded again then, and looked at again.
+        recheck::all(self.shared, std::mem::take(&mut self.rechecks)).await?;
         match std::mem::replace(&mut self.open, Open::Idle) {
-            Open::Local { spooled: true, .. } => {
+            Open::Local { header, spooled: true } => {
+                let here = self.shared.identity.node;
+                recent::note_commit(&mut self.shared.recent.lock(), here, &header);
                 self.writer.commit(end_lsn)?;
                 self.shared.metrics.published_transactions.inc();
             }
             Open::Applied { origin: Some(origin), lsn } => {
                 self.vector.advance(origin, lsn);
+                self.shared.recent.lock().decoded(origin, lsn);
             }
             Open::Local { spooled: false, .. }
             | Open::Applied { origin: None, .. }
@@ -298,6 +344,7 @@ impl<'a> Publisher<'a> {
             | Open::Idle => {}
         }
         self.read = self.read.max(end_lsn);
+        self.shared.recent.set_decoded(self.read);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::version::VersionVector;
 use tokio::sync::watch;
 
 use super::spool::{self, Spool, SpoolError, SpoolId, Writer};
@@ -21,6 +22,8 @@ pub(crate) struct Spools {
     corrupt: Mutex<BTreeMap<NodeId, SpoolError>>,
     /// The own writer, until the publisher takes it.
     own: Mutex<Option<Writer>>,
+    /// What the own spool had seen when it was opened.
+    own_vector: VersionVector,
 }
 
 impl Spools {
@@ -29,15 +32,17 @@ impl Spools {
     /// # Errors
     /// The own spool cannot be read, is corrupt, or belongs to another cluster, node or incarnation.
     pub(crate) fn new(config: &super::Config, identity: &Identity) -> Result<Self> {
-        let spools = Self {
+        let mut spools = Self {
             dir: config.spool_dir.clone(),
             limits: config.spool,
             identity: identity.clone(),
             open: watch::Sender::new(BTreeMap::new()),
             corrupt: Mutex::default(),
             own: Mutex::new(None),
+            own_vector: VersionVector::new(),
         };
         let writer = spools.open(identity.node, identity.incarnation)?;
+        spools.own_vector = writer.tail().vector;
         *lock(&spools.own) = Some(writer);
         Ok(spools)
     }
@@ -59,6 +64,11 @@ impl Spools {
     /// Where the spool of one life of one origin lies.
     pub(crate) fn path(&self, origin: NodeId, incarnation: Incarnation) -> PathBuf {
         self.dir.join(format!("{origin}-{incarnation}"))
+    }
+
+    /// What the own spool had seen when it was opened: up to there, applied transactions were decoded before this start.
+    pub(crate) fn own_vector(&self) -> VersionVector {
+        self.own_vector.clone()
     }
 
     /// The publisher's writer, once: a publisher that needs another opens the spool anew.

@@ -15,7 +15,8 @@ use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, retry, serve,
+    Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, recent, retry,
+    serve,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -175,6 +176,8 @@ async fn generation(shared: &Arc<Shared>) -> Result<()> {
     let (visible, durable, _) = read_progress(shared).await?;
     shared.applied.reset(visible);
     shared.applied.set_durable(durable);
+    await_spools(shared).await?;
+    recent::rebuild(shared, &shared.applied.visible()).await?;
     let mut lanes = JoinSet::new();
     for source in sources {
         lanes.spawn(apply::run(shared.clone(), source));
@@ -187,6 +190,19 @@ async fn generation(shared: &Arc<Shared>) -> Result<()> {
             Err(error) => Err(anyhow!("a lane panicked: {error}")),
         },
     }
+}
+
+/// Waits until the spools of all members are open: they hold recent writes that every lane must know.
+async fn await_spools(shared: &Shared) -> Result<()> {
+    let members = other_members(shared);
+    let mut opened = shared.spools.watch();
+    opened
+        .wait_for(|open| {
+            members.iter().all(|(node, life)| open.get(node).is_some_and(|(open, _)| open == life))
+        })
+        .await
+        .context("the spools are gone")?;
+    Ok(())
 }
 
 /// What is visible here of every origin, what of it is on disk, and where the own WAL ends.
@@ -268,6 +284,7 @@ async fn progress(shared: &Shared) -> Result<()> {
 /// Deletes what every member has applied, and what is beyond the limit.
 fn trim(shared: &Shared) -> Result<()> {
     let view = shared.gossip.view();
+    let stable = recent::forget(shared);
     for (origin, (_, spool)) in shared.spools.all() {
         let mut least =
             (origin != shared.identity.node).then(|| shared.applied.durable().get(origin));
@@ -276,6 +293,8 @@ fn trim(shared: &Shared) -> Result<()> {
             let applied = facts.map_or(Lsn::ZERO, |facts| facts.applied.get(origin));
             least = Some(least.map_or(applied, |least| least.min(applied)));
         }
+        // What may still meet a concurrent write is read again at the next start.
+        let least = least.map(|least| least.min(stable.get(origin)));
         if let Some(least) = least.filter(|least| *least > Lsn::ZERO) {
             spool.trim(least)?;
         }

@@ -7,6 +7,7 @@ mod attached;
 mod chaos;
 mod cli;
 mod configuration;
+mod conflicts;
 mod corruption;
 mod ddl;
 mod disk;

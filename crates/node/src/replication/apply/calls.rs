@@ -15,15 +15,18 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use synapsedb_core::change::{Change, OldTuple, Value};
 use synapsedb_core::delivery::Delivery;
+use synapsedb_core::history::Writer;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::time::Timestamp;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 
 use super::array::Array;
 use super::element::Element;
-use super::lane::{Lane, Step};
+use super::lane::{Lane, Step, bound};
 use super::plan::{Plan, RowChange, Shape};
 use super::session::{Parameter, Purpose};
+use crate::replication::recent::{self, Side};
 use crate::replication::spool::{Frame, Header};
 
 /// How often a shape must have come before it gets a procedure.
@@ -148,6 +151,7 @@ impl Run {
     fn push(
         &mut self,
         header: &Header,
+        bound: Timestamp,
         statements: &[Statement<'_>],
         plans: &[Plan],
     ) -> Result<bool> {
@@ -173,7 +177,6 @@ impl Run {
             self.values[..added].iter_mut().for_each(Array::pop);
             return Ok(false);
         }
-        let bound = header.commit_time.plus_us(-1);
         self.lsns.push_binary(&header.commit_lsn.0.to_be_bytes());
         self.times.push_binary(&header.commit_time.0.to_be_bytes());
         self.bounds.push_binary(&bound.0.to_be_bytes());
@@ -209,14 +212,35 @@ impl Lane<'_> {
             };
             self.calls.run = Some(Run::new(procedure));
         }
+        let Some(bound) = self.note_run(&header, &statements) else {
+            return Ok(false);
+        };
         let Some(run) = &mut self.calls.run else { return Ok(false) };
-        if !run.push(&header, &statements, &self.plans)? {
+        if !run.push(&header, bound, &statements, &self.plans)? {
             return Ok(false);
         }
         if run.is_full() {
             self.send_run().await?;
         }
         Ok(true)
+    }
+
+    /// Notes what the statements delete and claim. Answers the transaction's bound; nothing when one of them must be
+    /// looked at closely.
+    fn note_run(&self, header: &Header, statements: &[Statement<'_>]) -> Option<Timestamp> {
+        let version = recent::version(self.source.origin, header);
+        let writer = Writer { version, vector: &header.vector };
+        let mut history = self.shared.recent.lock();
+        for statement in statements {
+            if let Some(keys) = &self.plans[statement.plan].keys
+                && recent::note(&mut history, keys, &statement.change, &writer, Side::Remote)
+            {
+                return None;
+            }
+        }
+        let bound = bound(&history, self.shared.identity.node, self.source.origin, header);
+        recent::note_commit(&mut history, self.source.origin, header);
+        Some(bound)
     }
 
     /// Sends the run that is being gathered, if any.
@@ -242,6 +266,15 @@ impl Lane<'_> {
         Ok(())
     }
 
+    /// Statements that call procedures were prepared in vain: their shapes are met anew.
+    pub(super) fn forget_calls(&mut self, statements: &[String]) {
+        self.calls.run = None;
+        self.calls.shapes.retain(|_, known| match known {
+            Known::Procedure(procedure) => !statements.contains(&procedure.call),
+            Known::Seen(_) => true,
+        });
+    }
+
     /// Forgets all procedures; those of the server are dropped when the lane's statements are prepared again.
     pub(super) fn forget_procedures(&mut self) {
         self.calls = Calls::default();
@@ -257,7 +290,7 @@ impl Lane<'_> {
                 let (Some(plan), Some(place)) = (self.known.get(raw), plans.get_mut(told)) else {
                     return Ok(None);
                 };
-                *place = (super::write::relation_id(raw), *plan);
+                *place = (recent::relation_id(raw), *plan);
                 told += 1;
                 continue;
             }

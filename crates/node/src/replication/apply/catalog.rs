@@ -9,15 +9,12 @@ use super::lane::{Lane, Step};
 use super::plan::{LocalColumn, Plan};
 use super::session::{Parameter, Purpose, text};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
+use crate::replication::keys::UniqueIndex;
 
 impl Lane<'_> {
     pub(super) async fn ddl(&mut self, ddl: &Ddl) -> Step<()> {
         let index = self.ddl_tags.len();
         self.ddl_tags.push(ddl.tag.clone());
-        let commit_lsn = self.open.unwrap_or(self.sent);
-        if self.skipped.contains(&(commit_lsn, index)) {
-            return Ok(());
-        }
         if ddl.creates.as_ref().is_some_and(|table| self.created_ahead.contains(table)) {
             return Ok(());
         }
@@ -66,7 +63,8 @@ impl Lane<'_> {
             )));
         }
         let number = self.plans.len();
-        let plan = Plan::new(number, &described, &columns, self.check.clone())
+        let indexes = self.local_indexes(&described).await?;
+        let plan = Plan::new(number, &described, &columns, indexes, self.check.clone())
             .map_err(|error| self.refuse(error.to_string()))?;
         self.plans.push(plan);
         // A copy: a slice would keep its whole block of the spool in memory.
@@ -93,6 +91,21 @@ impl Lane<'_> {
             })
         });
         Ok(columns.collect::<Result<_>>()?)
+    }
+
+    async fn local_indexes(&mut self, relation: &Relation) -> Step<Vec<UniqueIndex>> {
+        let parameters = [
+            Parameter::Text(relation.schema.as_bytes()),
+            Parameter::Text(relation.name.as_bytes()),
+        ];
+        let Some(rows) = self.session.lookup("keys", &parameters).await? else {
+            return Err(self.failure().await);
+        };
+        let indexes = rows.iter().map(|row| {
+            let flags = [text(row, 1)? == "t", text(row, 2)? == "t", text(row, 3)? == "t"];
+            UniqueIndex::new(text(row, 0)?, flags, text(row, 4)?)
+        });
+        Ok(indexes.collect::<Result<_>>()?)
     }
 
     /// `CREATE TABLE AS`: its rows come before the message that creates the table. The transaction is whole in the

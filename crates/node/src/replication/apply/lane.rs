@@ -7,25 +7,43 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 use synapsedb_core::delivery::{self, Delivery, TransactionPoint};
+use synapsedb_core::history::History;
+use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::time::Timestamp;
+use synapsedb_pg::client::Client;
 use synapsedb_pg::conn::Connection;
 use synapsedb_pg::quote;
 use synapsedb_pg::wire::backend::ServerError;
 
+use super::Source;
 use super::calls::Calls;
 use super::plan::{Plan, VersionCheck};
 use super::session::{Outcome, Parameter, Purpose, Session, text};
 use super::write::Batch;
-use super::{Skipped, Source};
 use crate::replication::spool::{Frame, Header, Reader};
-use crate::replication::{Shared, origin_name, parse_origin_name};
+use crate::replication::{Shared, origin_name, parse_origin_name, recent};
 
 /// Bytes of statements that may wait in memory before they are sent.
 const UNSENT_BYTES: usize = 64 << 10;
 
 /// Plans that a lane keeps, with their prepared statements; then it begins anew.
 const PLANS_MAX: usize = 1000;
+
+/// After this many runs that failed for no expected reason, a lane does without them.
+const FAILED_RUNS_MAX: u32 = 10;
+
+/// The code with which a statement ends its transaction when it does not meet the row that it expects.
+const UNMET: &str = "SY001";
+
+/// The statements that every lane needs.
+const STATEMENTS: [(&str, &str); 5] = [
+    ("begin", include_str!("../sql/begin_apply.sql")),
+    ("table", include_str!("../sql/replica_table.sql")),
+    ("keys", include_str!("../sql/table_keys.sql")),
+    ("ddl", include_str!("../sql/call_run_ddl.sql")),
+    ("ddl_done", include_str!("../sql/ddl_done.sql")),
+];
 
 /// How often a lane that waits for a wrong clock looks again.
 const CLOCK_RECHECK: Duration = Duration::from_millis(100);
@@ -45,6 +63,12 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// Whether it passes by itself: a serialization failure, a deadlock, a lock that was waited for too long, a server
+    /// that stops, or one without space.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.error.as_ref().is_some_and(|error| is_passing(&error.sqlstate))
+    }
+
     /// One line for the status and the log.
     pub(crate) fn text(&self) -> String {
         let statement = self.ddl.as_ref().map_or(String::new(), |(tag, _)| format!("{tag}: "));
@@ -53,6 +77,14 @@ impl Failure {
             None => format!("{statement}{}", self.reason),
         }
     }
+}
+
+/// Whether an error of the server passes by itself and says nothing about a row.
+pub(super) fn is_passing(sqlstate: &str) -> bool {
+    matches!(sqlstate, "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03")
+        || sqlstate.starts_with("53")
+        || sqlstate.starts_with("08")
+        || sqlstate.starts_with("58")
 }
 
 /// How a step of a lane ends: it goes on, a transaction failed, or the connection or the spool did.
@@ -72,7 +104,6 @@ pub(super) type Step<T> = Result<T, Stop>;
 pub(crate) struct Lane<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) source: &'a Source,
-    pub(super) skipped: &'a Skipped,
     pub(super) session: Session,
     pub(super) reader: Reader,
     pub(super) check: VersionCheck,
@@ -86,8 +117,10 @@ pub(crate) struct Lane<'a> {
     pub(super) sent: Lsn,
     /// The transaction that is being sent.
     pub(super) open: Option<Lsn>,
-    /// Its commit time as SQL.
-    pub(super) time: Vec<u8>,
+    /// Its header.
+    pub(super) header: Option<Header>,
+    /// Up to which commit time it has certainly seen the writers of rows, as SQL.
+    pub(super) bound: Vec<u8>,
     /// The tags of its DDL statements so far.
     pub(super) ddl_tags: Vec<String>,
     /// The table whose creation was looked up ahead of its place in the transaction.
@@ -98,20 +131,21 @@ pub(crate) struct Lane<'a> {
     /// Whether runs may be applied by procedures.
     pub(super) procedures: bool,
     pub(super) calls: Calls,
+    /// Runs that failed for another reason than a row that was not as expected.
+    failed_runs: u32,
+    /// The session that takes the WAL to the disk for a missing row.
+    pub(super) flusher: Option<Client>,
 }
 
 impl<'a> Lane<'a> {
     /// Connects, takes the origin's session and finds out where to begin.
-    pub(crate) async fn start(
-        shared: &'a Arc<Shared>,
-        source: &'a Source,
-        skipped: &'a Skipped,
-    ) -> Result<Self> {
+    pub(crate) async fn start(shared: &'a Arc<Shared>, source: &'a Source) -> Result<Self> {
         let name = origin_name(source.origin, source.incarnation);
         let config = shared.postgres.local().named(format!("synapsedb apply {}", source.origin));
         let mut session = Session::new(Connection::connect(&config, false).await?);
-        let setup = include_str!("../sql/apply_session.sql");
-        session.query(setup).await.context("set up the apply session")?;
+        let setup = include_str!("../sql/apply_session.sql")
+            .replace("$lock_timeout", &shared.config.lock_timeout_ms.to_string());
+        session.query(&setup).await.context("set up the apply session")?;
         take_origin(&mut session, &name).await?;
         let progress = session.query(include_str!("../sql/session_progress.sql")).await?;
         let sent: Lsn = text(progress.first().context("no progress")?, 0)?.parse()?;
@@ -128,7 +162,6 @@ impl<'a> Lane<'a> {
         let mut lane = Self {
             shared,
             source,
-            skipped,
             session,
             reader,
             check,
@@ -138,13 +171,16 @@ impl<'a> Lane<'a> {
             batch: Batch::default(),
             sent,
             open: None,
-            time: Vec::new(),
+            header: None,
+            bound: Vec::new(),
             ddl_tags: Vec::new(),
             created_ahead: Vec::new(),
             applied_any: false,
             begun_any: false,
             procedures: true,
             calls: Calls::default(),
+            failed_runs: 0,
+            flusher: None,
         };
         lane.prepare().await?;
         Ok(lane)
@@ -155,11 +191,7 @@ impl<'a> Lane<'a> {
         let mine = format!("apply_{}_", self.source.origin);
         let drop_procedures = include_str!("../sql/drop_procedures.sql");
         self.session.query(&drop_procedures.replace("$1", &quote::literal(&mine))).await?;
-        self.session.prepare("begin", include_str!("../sql/begin_apply.sql"))?;
-        self.session.prepare("table", include_str!("../sql/replica_table.sql"))?;
-        self.session.prepare("ddl", include_str!("../sql/call_run_ddl.sql"))?;
-        self.session.prepare("ddl_done", include_str!("../sql/ddl_done.sql"))?;
-        Ok(())
+        STATEMENTS.iter().try_for_each(|(name, sql)| self.session.prepare(name, sql))
     }
 
     /// Every DDL makes new plans, and the server keeps the statements of the old ones: now and then all are dropped.
@@ -181,17 +213,12 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// The same lane, with or without procedures.
-    pub(crate) fn with_procedures(self, procedures: bool) -> Self {
-        Self { procedures, ..self }
-    }
-
     /// Whether this lane has applied anything since it was started.
     pub(crate) fn applied_any(&self) -> bool {
         self.applied_any
     }
 
-    /// Applies until a transaction fails.
+    /// Applies until a transaction fails that cannot be applied in any way now.
     ///
     /// # Errors
     /// The connection is lost or the spool cannot be read.
@@ -199,10 +226,58 @@ impl<'a> Lane<'a> {
         loop {
             match self.step().await {
                 Ok(()) => {}
-                Err(Stop::Failed(failure)) => return Ok(*failure),
                 Err(Stop::Broken(error)) => return Err(error),
+                Err(Stop::Failed(failure)) => match self.look_closely(*failure).await {
+                    Ok(()) => {}
+                    Err(Stop::Failed(failure)) => return Ok(*failure),
+                    Err(Stop::Broken(error)) => return Err(error),
+                },
             }
         }
+    }
+
+    /// After a failure: the transaction that failed is applied row by row. One of a run failed somewhere in it, the
+    /// first that was not applied is the one.
+    async fn look_closely(&mut self, failure: Failure) -> Step<()> {
+        if failure.is_passing() {
+            return Err(Stop::Failed(Box::new(failure)));
+        }
+        let expected = failure
+            .error
+            .as_ref()
+            .is_some_and(|error| matches!(error.sqlstate.as_str(), UNMET | "23505"));
+        if failure.run && !expected {
+            self.failed_runs += 1;
+            if self.failed_runs == FAILED_RUNS_MAX {
+                tracing::warn!(origin = %self.source.origin, "runs of transactions are applied one by one from now on: {}",
+                    failure.text());
+                self.procedures = false;
+            }
+        }
+        self.recover().await?;
+        self.slow_transaction(&failure).await
+    }
+
+    /// Gives up what is in flight and goes back to the first transaction that was not applied.
+    pub(super) async fn recover(&mut self) -> Step<()> {
+        let unprepared = self.session.reset().await?;
+        for statement in &unprepared {
+            self.plans.iter_mut().for_each(|plan| plan.forget(statement));
+        }
+        self.forget_calls(&unprepared);
+        let progress = self.session.query(include_str!("../sql/session_progress.sql")).await?;
+        self.sent = text(progress.first().context("no progress")?, 0)?.parse()?;
+        self.shared.applied.advance(self.source.origin, self.sent);
+        self.reader = self.source.spool.reader_after(self.sent)?;
+        self.open = None;
+        self.batch = Batch::default();
+        self.current.clear();
+        for (name, sql) in STATEMENTS {
+            if unprepared.iter().any(|statement| statement == name) {
+                self.session.prepare(name, sql)?;
+            }
+        }
+        Ok(())
     }
 
     async fn step(&mut self) -> Step<()> {
@@ -322,13 +397,20 @@ impl<'a> Lane<'a> {
         self.ddl_tags.clear();
         self.created_ahead.clear();
         self.current.clear();
-        self.time = sql_time(header.commit_time).into_bytes();
+        let bound = {
+            let mut history = self.shared.recent.lock();
+            let bound = bound(&history, self.shared.identity.node, self.source.origin, header);
+            recent::note_commit(&mut history, self.source.origin, header);
+            bound
+        };
+        self.bound = sql_bound(bound).into_bytes();
+        self.header = Some(header.clone());
         let (previous, lsn) = (self.sent.to_string(), header.commit_lsn.to_string());
-        let time = self.time.clone();
+        let time = sql_time(header.commit_time);
         let parameters = [
             Parameter::Text(previous.as_bytes()),
             Parameter::Text(lsn.as_bytes()),
-            Parameter::Text(&time),
+            Parameter::Text(time.as_bytes()),
         ];
         self.session.execute("begin", &parameters, Purpose::Other)?;
         Ok(())
@@ -349,7 +431,7 @@ impl<'a> Lane<'a> {
         })
     }
 
-    async fn gate(&mut self, header: &Header) -> Step<()> {
+    pub(super) async fn gate(&mut self, header: &Header) -> Step<()> {
         let mut visible = self.shared.applied.watch_visible();
         let origin = self.source.origin;
         loop {
@@ -430,6 +512,20 @@ fn now() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_unix_us(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
 }
+
+/// Up to which commit time a transaction has certainly seen the writers of rows here.
+pub(super) fn bound(history: &History, here: NodeId, origin: NodeId, header: &Header) -> Timestamp {
+    let bound = history.bound(here, origin, &header.vector, header.commit_time);
+    if bound <= EARLIEST { Timestamp(i64::MIN) } else { bound }
+}
+
+/// [`bound`] as SQL.
+pub(super) fn sql_bound(bound: Timestamp) -> String {
+    if bound <= EARLIEST { "-infinity".to_owned() } else { sql_time(bound) }
+}
+
+/// Before any commit.
+const EARLIEST: Timestamp = Timestamp(0);
 
 /// The instant as PostgreSQL reads it in any session.
 pub(super) fn sql_time(time: Timestamp) -> String {

@@ -10,20 +10,19 @@ mod element;
 mod lane;
 mod plan;
 mod session;
+mod slow;
 #[cfg(test)]
 mod tests;
 mod write;
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use synapsedb_core::ids::{Incarnation, NodeId};
-use synapsedb_core::lsn::Lsn;
 
 use super::spool::{Spool, SpoolError};
-use super::{Shared, ddl, retry};
+use super::{Shared, retry};
 use lane::{Failure, Lane};
 
 /// Which origin a lane applies, and where its transactions lie.
@@ -34,27 +33,17 @@ pub(crate) struct Source {
     pub(crate) spool: Spool,
 }
 
-/// After this many runs that failed, a generation of lanes does without them.
-const FAILED_RUNS_MAX: u32 = 10;
-
-/// A DDL statement of a transaction whose effect is already here.
-pub(crate) type Skipped = BTreeSet<(Lsn, usize)>;
-
 /// Applies until the connection to the server is lost, which is the only way to end.
 ///
-/// A transaction that fails is tried again until it succeeds: the stream waits, says why in the status, and never
-/// skips anything but DDL whose effect is already there.
+/// A transaction that fails is looked at row by row; what cannot be written goes to the quarantine. Only what passes by
+/// itself (a lock, a full disk) is tried again, and the status says so.
 ///
 /// # Errors
 /// The connection is lost, or the spool cannot be read.
 pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallible> {
     let mut backoff = retry::backoff(&shared.config);
-    let mut skipped = Skipped::new();
-    let mut failed_runs = 0;
     loop {
-        let mut lane = Lane::start(&shared, &source, &skipped)
-            .await?
-            .with_procedures(failed_runs < FAILED_RUNS_MAX);
+        let mut lane = Lane::start(&shared, &source).await?;
         let failure = match lane.follow().await {
             Ok(failure) => failure,
             Err(error) => return Err(note_damage(&shared, &source, error)),
@@ -63,24 +52,6 @@ pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallibl
         drop(lane);
         if progressed {
             backoff.succeeded();
-        }
-        if failure.run {
-            // The next lane applies the first transaction by itself, which tells what is wrong with it.
-            failed_runs += 1;
-            if failed_runs == FAILED_RUNS_MAX {
-                tracing::warn!(origin = %source.origin, "runs of transactions are applied one by one from now on: {}",
-                    failure.text());
-            }
-            continue;
-        }
-        if let Some((tag, index)) = &failure.ddl
-            && let Some(error) = &failure.error
-            && ddl::already_there(tag, &error.sqlstate)
-        {
-            tracing::warn!(origin = %source.origin, lsn = %failure.commit_lsn,
-                "{tag} was run here too, its effect is already there: {}", error.message);
-            skipped.insert((failure.commit_lsn, *index));
-            continue;
         }
         report(&shared, &source, &failure);
         retry::wait(&mut backoff).await;

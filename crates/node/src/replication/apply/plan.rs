@@ -11,6 +11,7 @@ use synapsedb_pg::quote;
 use super::array::Array;
 use super::element::Element;
 use super::session::Parameter;
+use crate::replication::keys::{RowKeys, UniqueIndex};
 
 /// A column of the local table.
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ pub(crate) struct LocalColumn {
     pub(crate) in_primary_key: bool,
 }
 
-/// How a row's version is compared: who writes, and which replication origin belongs to which node.
+/// How the writer of a row is told: which node applies, and which replication origin belongs to which node.
 #[derive(Clone, Debug)]
 pub(crate) struct VersionCheck {
     /// The writer's node.
@@ -37,36 +38,24 @@ pub(crate) struct VersionCheck {
 }
 
 impl VersionCheck {
-    fn own_origin(&self) -> i64 {
-        let own = self.origins.iter().find(|(_, node)| *node == self.origin);
-        own.map_or(-1, |(identifier, _)| i64::from(*identifier))
-    }
-
-    /// SQL that is true when the stored row `target` cannot be in conflict with the writer: the writer's own node wrote
-    /// it, or it was written before `bound`, or nobody knows when. Cheaper than [`VersionCheck::sql`], which it implies.
-    fn quick_sql(&self, target: &str, bound: &str) -> String {
+    /// SQL that is true when the transaction has certainly seen the writer of the stored row `target`: it is of the same
+    /// origin, or no younger than `bound`. Unknown writers (long ago, or this very transaction) were seen.
+    pub(super) fn seen(&self, target: &str, bound: &str) -> String {
+        let mine = self.origins.iter().find(|(_, node)| *node == self.origin);
+        let mine = mine.map_or(-1, |(identifier, _)| i64::from(*identifier));
+        // The time alone costs least, and is enough for most rows.
         format!(
             "(pg_catalog.pg_xact_commit_timestamp({target}.xmin) <= {bound} or \
-             (pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin)).roident = {mine}) is not false",
-            mine = self.own_origin()
+             (pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin)).roident = {mine}) is not false"
         )
     }
 
-    /// SQL that is true when the stored row `target` is not newer than the writer (last write wins on commit time, then
-    /// node). Unknown versions (frozen, or written by this very transaction) give way.
-    fn sql(&self, target: &str, time: &str) -> String {
-        let mine = self.own_origin();
-        let mut nodes = format!("when 0 then {}", self.here);
-        for (identifier, node) in &self.origins {
-            let _ = write!(nodes, " when {identifier} then {node}");
+    /// The node whose replication origin has this local number; rows without one were written here.
+    pub(super) fn node(&self, roident: u32) -> Option<NodeId> {
+        match roident {
+            0 => Some(self.here),
+            _ => self.origins.iter().find(|(known, _)| *known == roident).map(|(_, node)| *node),
         }
-        format!(
-            "(select v.roident = {mine} or v.\"timestamp\" < {time} \
-             or (v.\"timestamp\" = {time} \
-             and case v.roident {nodes} else 0 end < {origin}) \
-             from pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin) v) is not false",
-            origin = self.origin
-        )
     }
 }
 
@@ -89,7 +78,7 @@ enum Place {
     /// It is a prepared statement: parameters `$1`, `$2`, …
     Statement,
     /// It stands in a procedure: variables `c1`, `c2`, … of the types of their elements, numbered on from here, and the
-    /// time `bound_`.
+    /// bound `bound_`.
     Procedure(usize),
 }
 
@@ -98,21 +87,35 @@ impl Place {
     fn value(self, number: usize, type_name: &str) -> String {
         match self {
             Self::Statement => format!("${number}"),
-            Self::Procedure(before) => {
-                let element = Element::of(type_name);
-                let exact = element != Element::Text || type_name == element.sql();
-                let cast = if exact { String::new() } else { format!("::{type_name}") };
-                format!("c{}{cast}", before + number)
-            }
+            Self::Procedure(before) => cast(&format!("c{}", before + number), type_name),
+        }
+    }
+
+    /// Up to which commit time writers were certainly seen: the last parameter of a statement.
+    fn bound(self, number: usize) -> String {
+        match self {
+            Self::Statement => format!("${number}::timestamptz"),
+            Self::Procedure(_) => "bound_".to_owned(),
+        }
+    }
+
+    /// The statement so that it ends its transaction with SY001 when it does not meet its row; a procedure looks itself.
+    fn must_meet(self, sql: String) -> String {
+        match self {
+            Self::Statement => format!(
+                "with met as ({sql} returning 1) \
+                 select synapsedb.unmet() where not exists (select from met)"
+            ),
+            Self::Procedure(_) => sql,
         }
     }
 }
 
 /// One column of the origin's relation, matched by name with the local one.
-struct Column {
-    local: LocalColumn,
-    /// Its place in the origin's tuples.
-    key: bool,
+pub(super) struct Column {
+    pub(super) local: LocalColumn,
+    /// Whether it is one of those that name the row.
+    pub(super) key: bool,
 }
 
 impl Column {
@@ -134,11 +137,17 @@ pub(crate) enum RowChange<'t, 'v> {
 /// The statements for one relation as one origin describes it.
 pub(crate) struct Plan {
     number: usize,
+    pub(super) schema: String,
+    pub(super) name: String,
     table: String,
-    columns: Vec<Column>,
+    pub(super) columns: Vec<Column>,
     primary_key: bool,
-    check: VersionCheck,
+    pub(super) check: VersionCheck,
     prepared: HashMap<Shape, String>,
+    /// Where the keys stand in the origin's tuples; `None` without a primary key.
+    pub(super) keys: Option<RowKeys>,
+    /// The unique indexes of the local table.
+    pub(super) indexes: Vec<UniqueIndex>,
 }
 
 impl Plan {
@@ -150,6 +159,7 @@ impl Plan {
         number: usize,
         relation: &Relation,
         local: &[LocalColumn],
+        indexes: Vec<UniqueIndex>,
         check: VersionCheck,
     ) -> Result<Self> {
         let name = format!("{}.{}", relation.schema, relation.name);
@@ -186,6 +196,10 @@ impl Plan {
         }
         Ok(Self {
             number,
+            schema: relation.schema.clone(),
+            name: relation.name.clone(),
+            keys: RowKeys::new(relation, &indexes),
+            indexes,
             table: quote::qualified(&relation.schema, &relation.name),
             columns,
             primary_key,
@@ -228,48 +242,18 @@ impl Plan {
         let names = list(written.iter().map(|column| quote::ident(&column.local.name)));
         let mut sql = format!("insert into {} as t ({names}) overriding system value ", self.table);
         if many {
-            let casts =
-                list(written.iter().enumerate().map(|(index, column)| {
-                    format!("u.c{}::{}", index + 1, column.local.type_name)
-                }));
-            let arrays = list((1..=written.len()).map(|index| format!("${index}::text[]")));
-            let aliases = list((1..=written.len()).map(|index| format!("c{index}")));
-            let _ = write!(sql, "select {casts} from unnest({arrays}) as u({aliases})");
+            let value = |(index, column): (usize, &&Column)| {
+                let type_name = &column.local.type_name;
+                let array = format!("${}::{}[]", index + 1, Element::of(type_name).sql());
+                cast(&format!("unnest({array})"), type_name)
+            };
+            let _ = write!(sql, "select {}", list(written.iter().enumerate().map(value)));
         } else {
             let value = |(index, column): (usize, &&Column)| {
                 place.value(index + 1, &column.local.type_name)
             };
             let values = list(written.iter().enumerate().map(value));
             let _ = write!(sql, "values ({values})");
-        }
-        if let (true, Place::Statement) = (self.primary_key, place) {
-            let keys = list(
-                written
-                    .iter()
-                    .filter(|column| column.key)
-                    .map(|column| quote::ident(&column.local.name)),
-            );
-            let updatable =
-                written.iter().filter(|column| !column.key && !column.local.always_identity);
-            let sets = list(updatable.map(|column| {
-                let name = quote::ident(&column.local.name);
-                format!("{name} = excluded.{name}")
-            }));
-            let check = self.check.sql("t", &format!("${}::timestamptz", written.len() + 1));
-            if sets.is_empty() {
-                // All columns are the key: touching the row is enough to record the writer.
-                let key = written
-                    .iter()
-                    .find(|column| column.key)
-                    .map(|column| quote::ident(&column.local.name));
-                let key = key.unwrap_or_default();
-                let _ = write!(
-                    sql,
-                    " on conflict ({keys}) do update set {key} = excluded.{key} where {check}"
-                );
-            } else {
-                let _ = write!(sql, " on conflict ({keys}) do update set {sets} where {check}");
-            }
         }
         sql
     }
@@ -299,6 +283,16 @@ impl Plan {
     }
 
     fn update(&self, present: &[bool], place: Place) -> String {
+        let (mut sql, parameters) = self.update_found(present, place);
+        if self.primary_key {
+            let _ = write!(sql, " and {}", self.check.seen("t", &place.bound(parameters + 1)));
+            return place.must_meet(sql);
+        }
+        sql
+    }
+
+    /// An update of the row that has the key, whoever wrote it; and the number of its parameters.
+    fn update_found(&self, present: &[bool], place: Place) -> (String, usize) {
         let updated: Vec<usize> =
             (0..self.columns.len()).filter(|index| self.updatable(*index, present)).collect();
         let sets = list(updated.iter().enumerate().map(|(number, index)| {
@@ -316,58 +310,76 @@ impl Plan {
             sets
         };
         let found = self.find(updated.len() + 1, place);
-        let mut sql = format!("update {} as t set {sets} where {found}", self.table);
-        if self.primary_key {
-            let keys = self.columns.iter().filter(|column| column.key).count();
-            let time = updated.len() + keys + 1;
-            let check = match place {
-                Place::Statement => self.check.sql("t", &format!("${time}::timestamptz")),
-                Place::Procedure(_) => self.check.quick_sql("t", "bound_"),
-            };
-            let _ = write!(sql, " and {check}");
-        }
-        sql
+        let sql = format!("update {} as t set {sets} where {found}", self.table);
+        let keys = self.columns.iter().filter(|column| column.key).count();
+        (sql, updated.len() + keys)
     }
 
     fn delete(&self, place: Place) -> String {
-        let mut sql = format!("delete from {} as t where {}", self.table, self.find(1, place));
-        if let (true, Place::Procedure(_)) = (self.primary_key, place) {
-            let _ = write!(sql, " and {}", self.check.quick_sql("t", "bound_"));
+        let found = self.find(1, place);
+        let sql = format!("delete from {} as t where {found}", self.table);
+        if self.primary_key {
+            let keys = self.columns.iter().filter(|column| column.key).count();
+            let check = self.check.seen("t", &place.bound(keys + 1));
+            return place.must_meet(format!("{sql} and {check}"));
         }
         sql
     }
 
-    /// The parameters of [`Shape::Insert`]: the written columns, then the commit time if rows have versions here.
-    pub(crate) fn insert_parameters<'a>(
-        &self,
-        new: &Tuple<'a>,
-        time: &'a [u8],
-    ) -> Vec<Parameter<'a>> {
-        let written = self.columns.iter().zip(new).filter(|(column, _)| !column.local.generated);
-        let mut parameters: Vec<_> = written.map(|(_, value)| parameter(*value)).collect();
-        if self.primary_key {
-            parameters.push(Parameter::Text(time));
+    /// The statement for one row that is to be written whoever wrote it before; its parameters are those of the shape
+    /// without the bound.
+    pub(super) fn unchecked(&self, shape: &Shape) -> String {
+        match shape {
+            Shape::Insert => self.insert(false, Place::Statement),
+            Shape::InsertMany => self.insert(true, Place::Statement),
+            Shape::Update(present) => self.update_found(present, Place::Statement).0,
+            Shape::Delete => {
+                format!("delete from {} as t where {}", self.table, self.find(1, Place::Statement))
+            }
         }
-        parameters
     }
 
-    /// One binary text array per written column of [`Shape::InsertMany`].
+    /// SQL that finds the row by its key; its parameters begin with number `first`.
+    pub(super) fn found(&self, first: usize) -> String {
+        self.find(first, Place::Statement)
+    }
+
+    /// A statement was prepared in vain.
+    pub(super) fn forget(&mut self, statement: &str) {
+        self.prepared.retain(|_, name| name != statement);
+    }
+
+    /// The parameters of [`Shape::Insert`]: the written columns.
+    pub(crate) fn insert_parameters<'a>(&self, new: &Tuple<'a>) -> Vec<Parameter<'a>> {
+        let written = self.columns.iter().zip(new).filter(|(column, _)| !column.local.generated);
+        written.map(|(_, value)| parameter(*value)).collect()
+    }
+
+    /// One binary array per written column of [`Shape::InsertMany`]; `None` when a value must go as text.
     ///
     /// # Errors
     /// A value that is not text; the stream is asked for text only.
-    pub(crate) fn insert_many_parameters(&self, rows: &[Tuple<'_>]) -> Result<Vec<Vec<u8>>> {
-        let written = self.columns.iter().enumerate().filter(|(_, column)| !column.local.generated);
-        let array = |index: usize| -> Result<Vec<u8>> {
-            let mut array = Array::new(Element::Text);
-            for row in rows {
-                array.push(row[index])?;
+    pub(crate) fn insert_many_parameters(
+        &self,
+        rows: &[Tuple<'_>],
+    ) -> Result<Option<Vec<Vec<u8>>>> {
+        let mut arrays = Vec::with_capacity(self.columns.len());
+        for (index, column) in self.columns.iter().enumerate() {
+            if column.local.generated {
+                continue;
             }
-            Ok(array.finish())
-        };
-        written.map(|(index, _)| array(index)).collect()
+            let mut array = Array::new(Element::of(&column.local.type_name));
+            for row in rows {
+                if !array.push(row[index])? {
+                    return Ok(None);
+                }
+            }
+            arrays.push(array.finish());
+        }
+        Ok(Some(arrays))
     }
 
-    /// Whether statements end with the commit time as their last parameter.
+    /// Whether rows have versions: then updates and deletes end with the bound as their last parameter.
     pub(crate) fn has_versions(&self) -> bool {
         self.primary_key
     }
@@ -377,7 +389,7 @@ impl Plan {
         &self,
         old: Option<&OldTuple<'a>>,
         new: &Tuple<'a>,
-        time: &'a [u8],
+        bound: &'a [u8],
     ) -> (Shape, Vec<Parameter<'a>>) {
         let present: Vec<bool> = new.iter().map(|value| *value != Value::Unchanged).collect();
         let updated = (0..self.columns.len()).filter(|index| self.updatable(*index, &present));
@@ -388,20 +400,27 @@ impl Plan {
         };
         self.push_key(before, &mut parameters);
         if self.primary_key {
-            parameters.push(Parameter::Text(time));
+            parameters.push(Parameter::Text(bound));
         }
         (Shape::Update(present), parameters)
     }
 
     /// The parameters of a delete.
-    pub(crate) fn delete_parameters<'a>(&self, old: &OldTuple<'a>) -> Vec<Parameter<'a>> {
+    pub(crate) fn delete_parameters<'a>(
+        &self,
+        old: &OldTuple<'a>,
+        bound: &'a [u8],
+    ) -> Vec<Parameter<'a>> {
         let (OldTuple::Key(old) | OldTuple::Full(old)) = old;
         let mut parameters = Vec::new();
         self.push_key(old, &mut parameters);
+        if self.primary_key {
+            parameters.push(Parameter::Text(bound));
+        }
         parameters
     }
 
-    fn push_key<'a>(&self, row: &Tuple<'a>, parameters: &mut Vec<Parameter<'a>>) {
+    pub(super) fn push_key<'a>(&self, row: &[Value<'a>], parameters: &mut Vec<Parameter<'a>>) {
         let keys = self.columns.iter().zip(row).filter(|(column, _)| column.key);
         parameters.extend(keys.map(|(_, value)| parameter(*value)));
     }
@@ -455,11 +474,21 @@ impl Plan {
     }
 }
 
+/// An element of an array as a value of the column's type.
+fn cast(value: &str, type_name: &str) -> String {
+    let element = Element::of(type_name);
+    if element != Element::Text || type_name == element.sql() {
+        value.to_owned()
+    } else {
+        format!("{value}::{type_name}")
+    }
+}
+
 fn list(parts: impl Iterator<Item = String>) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
-fn parameter(value: Value<'_>) -> Parameter<'_> {
+pub(super) fn parameter(value: Value<'_>) -> Parameter<'_> {
     match value {
         Value::Null | Value::Unchanged => Parameter::Null,
         Value::Text(bytes) => Parameter::Text(bytes),

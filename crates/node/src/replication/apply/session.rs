@@ -54,6 +54,8 @@ pub(crate) struct Outcome {
 }
 
 enum Expected {
+    /// A statement that is prepared, by its name.
+    Prepared(String),
     Statement(Purpose),
     Sync(Option<Sent>),
 }
@@ -75,7 +77,18 @@ pub(crate) struct Session {
     ineffective: u64,
     rows: Vec<Vec<Option<Bytes>>>,
     lookup_done: bool,
+    affected: u64,
     in_flight: usize,
+    /// Statements whose preparation was skipped, since the transaction had failed before.
+    unprepared: Vec<String>,
+}
+
+/// What a statement answered.
+pub(crate) struct Answer {
+    /// Its rows, in text form.
+    pub(crate) rows: Vec<Vec<Option<Bytes>>>,
+    /// The rows that it affected.
+    pub(crate) affected: u64,
 }
 
 impl Session {
@@ -91,7 +104,9 @@ impl Session {
             ineffective: 0,
             rows: Vec::new(),
             lookup_done: false,
+            affected: 0,
             in_flight: 0,
+            unprepared: Vec::new(),
         }
     }
 
@@ -112,7 +127,9 @@ impl Session {
 
     /// Prepares a statement; its failure is the failure of the transaction in which it is first used.
     pub(crate) fn prepare(&mut self, name: &str, sql: &str) -> Result<()> {
-        Ok(frontend::parse(name, sql, [], self.writer.buffer())?)
+        frontend::parse(name, sql, [], self.writer.buffer())?;
+        self.expected.push_back(Expected::Prepared(name.to_owned()));
+        Ok(())
     }
 
     /// Executes a prepared statement.
@@ -157,6 +174,54 @@ impl Session {
         frontend::sync(self.writer.buffer());
         self.expected.push_back(Expected::Sync(Some(sent)));
         self.in_flight += 1;
+    }
+
+    /// Runs one statement by itself and waits for it: inside of the transaction that BEGIN opened, or as its own.
+    ///
+    /// # Errors
+    /// The connection is lost. What the server refuses is the inner error.
+    pub(crate) async fn run(
+        &mut self,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Result<Answer, ServerError>> {
+        self.prepare("", sql)?;
+        self.execute("", parameters, Purpose::Lookup)?;
+        self.end_batch().await?;
+        Ok(match self.error.take() {
+            Some(error) => Err(error),
+            None => Ok(Answer { rows: std::mem::take(&mut self.rows), affected: self.affected }),
+        })
+    }
+
+    /// Ends whatever was sent and is not ended, and waits until the server is ready.
+    async fn end_batch(&mut self) -> Result<()> {
+        self.rows.clear();
+        self.affected = 0;
+        frontend::sync(self.writer.buffer());
+        self.expected.push_back(Expected::Sync(None));
+        while !self.expected.is_empty() {
+            // While the server answers it may wait for us to read: both directions at once.
+            self.exchange().await?;
+        }
+        Ok(())
+    }
+
+    /// Gives up what is in flight: waits until the server is ready, and answers the statements that must be prepared
+    /// again. Transactions that were committed meanwhile are found by asking for the progress.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub(crate) async fn reset(&mut self) -> Result<Vec<String>> {
+        // What was sent of an open transaction must not be committed by the Sync: this fails it, unless it has failed.
+        self.prepare("", "select synapsedb.unmet()")?;
+        self.execute("", &[], Purpose::Other)?;
+        self.end_batch().await?;
+        self.outcomes.clear();
+        self.error = None;
+        self.failed_ddl = None;
+        self.ineffective = 0;
+        Ok(std::mem::take(&mut self.unprepared))
     }
 
     /// Runs statements outside of any applied transaction and waits for them.
@@ -250,11 +315,20 @@ impl Session {
 
     fn answer(&mut self, tag: u8, body: Bytes) -> Result<()> {
         match tag {
+            b'1' => {
+                if matches!(self.expected.front(), Some(Expected::Prepared(_))) {
+                    self.expected.pop_front();
+                }
+            }
             b'C' | b'I' => {
                 if let Some(Expected::Statement(purpose)) = self.expected.front() {
                     match purpose {
                         Purpose::Row if affected_none(&body) => self.ineffective += 1,
-                        Purpose::Lookup => self.lookup_done = true,
+                        Purpose::Lookup => {
+                            self.lookup_done = true;
+                            self.affected =
+                                synapsedb_pg::wire::backend::command_rows(&body).unwrap_or(0);
+                        }
                         Purpose::Row | Purpose::Other | Purpose::Ddl(_) | Purpose::Call => {}
                     }
                     self.expected.pop_front();
@@ -267,7 +341,8 @@ impl Session {
                 Some(Expected::Statement(Purpose::Call)) => {
                     self.ineffective += text(&data_row(body)?, 0)?.parse::<u64>()?;
                 }
-                Some(Expected::Statement(_) | Expected::Sync(Some(_))) | None => {}
+                Some(Expected::Statement(_) | Expected::Prepared(_) | Expected::Sync(Some(_)))
+                | None => {}
             },
             b'E' => {
                 let error = ServerError::parse(&body);
@@ -275,7 +350,12 @@ impl Session {
                     self.failed_ddl = Some(*index);
                 }
                 // The server skips everything up to the next Sync.
-                while matches!(self.expected.front(), Some(Expected::Statement(_))) {
+                loop {
+                    match self.expected.front() {
+                        Some(Expected::Statement(_)) => {}
+                        Some(Expected::Prepared(name)) => self.unprepared.push(name.clone()),
+                        Some(Expected::Sync(_)) | None => break,
+                    }
                     self.expected.pop_front();
                 }
                 self.error.get_or_insert(error);
@@ -304,7 +384,7 @@ impl Session {
                 Ok(())
             }
             Some(Expected::Sync(None)) => Ok(()),
-            Some(Expected::Statement(_)) | None => {
+            Some(Expected::Statement(_) | Expected::Prepared(_)) | None => {
                 Err(anyhow!("the server is ready where an answer was expected"))
             }
         }

@@ -58,20 +58,14 @@ fn a_table_with_a_key_compares_versions() {
     let columns = vec![column("id", true), column("v", false)];
     let here = [local("v", "character varying(10)", false), local("id", "integer", true)];
     let mut plan =
-        Plan::new(0, &relation(columns, ReplicaIdentity::Default), &here, check()).unwrap();
+        Plan::new(0, &relation(columns, ReplicaIdentity::Default), &here, Vec::new(), check())
+            .unwrap();
     sql(
         &mut plan,
         &Shape::Insert,
         expect![[r#"
             insert into "public"."t" as t ("id", "v") overriding system value
-            values ($1, $2)
-            on conflict ("id")
-            do update set "v" = excluded."v"
-            where (select v.roident = 1
-            or v."timestamp" < $3::timestamptz
-            or (v."timestamp" = $3::timestamptz
-            and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
-            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
+            values ($1, $2)"#]],
     );
     sql(
         &mut plan,
@@ -79,46 +73,47 @@ fn a_table_with_a_key_compares_versions() {
         expect![[r#"
             insert into "public"."t" as t ("id", "v") overriding system value
             select u.c1::integer, u.c2::character varying(10)
-            from unnest($1::text[], $2::text[]) as u(c1, c2)
-            on conflict ("id")
-            do update set "v" = excluded."v"
-            where (select v.roident = 1
-            or v."timestamp" < $3::timestamptz
-            or (v."timestamp" = $3::timestamptz
-            and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
-            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
+            from unnest($1::text[], $2::text[]) as u(c1, c2)"#]],
     );
     sql(
         &mut plan,
         &Shape::Update(vec![true, true]),
         expect![[r#"
-            update "public"."t" as t set "id" = $1, "v" = $2
+            with met as (update "public"."t" as t set "id" = $1, "v" = $2
             where t."id" = $3
             and (select v.roident = 1
-            or v."timestamp" < $4::timestamptz
-            or (v."timestamp" = $4::timestamptz
-            and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
-            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
+            or v."timestamp" <= $4::timestamptz
+            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false returning 1)
+            select synapsedb.unmet()
+            where not exists (select
+            from met)"#]],
     );
     sql(
         &mut plan,
         &Shape::Update(vec![true, false]),
         expect![[r#"
-            update "public"."t" as t set "id" = $1
+            with met as (update "public"."t" as t set "id" = $1
             where t."id" = $2
             and (select v.roident = 1
-            or v."timestamp" < $3::timestamptz
-            or (v."timestamp" = $3::timestamptz
-            and case v.roident when 0 then 1 when 1 then 2 when 2 then 3 else 0 end < 2)
-            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
+            or v."timestamp" <= $3::timestamptz
+            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false returning 1)
+            select synapsedb.unmet()
+            where not exists (select
+            from met)"#]],
     );
     sql(
         &mut plan,
         &Shape::Delete,
         expect![[r#"
-        delete
-        from "public"."t" as t
-        where t."id" = $1"#]],
+            with met as (delete
+            from "public"."t" as t
+            where t."id" = $1
+            and (select v.roident = 1
+            or v."timestamp" <= $2::timestamptz
+            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false returning 1)
+            select synapsedb.unmet()
+            where not exists (select
+            from met)"#]],
     );
 }
 
@@ -126,7 +121,9 @@ fn a_table_with_a_key_compares_versions() {
 fn a_table_without_a_key_is_found_by_its_whole_row() {
     let columns = vec![column("a", true), column("b", true)];
     let here = [local("a", "integer", false), local("b", "json", false)];
-    let mut plan = Plan::new(3, &relation(columns, ReplicaIdentity::Full), &here, check()).unwrap();
+    let mut plan =
+        Plan::new(3, &relation(columns, ReplicaIdentity::Full), &here, Vec::new(), check())
+            .unwrap();
     sql(
         &mut plan,
         &Shape::Insert,
@@ -154,7 +151,9 @@ fn a_missing_column_is_named() {
     let columns = vec![column("id", true), column("added", false)];
     let here = [local("id", "integer", true)];
     let error =
-        Plan::new(0, &relation(columns, ReplicaIdentity::Default), &here, check()).err().unwrap();
+        Plan::new(0, &relation(columns, ReplicaIdentity::Default), &here, Vec::new(), check())
+            .err()
+            .unwrap();
     expect![[r#"table public.t has no column "added" here, the origin has: add it, and the stream goes on"#]]
         .assert_eq(&error.to_string());
 }

@@ -3,12 +3,14 @@
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Tuple};
+use synapsedb_core::history::Writer;
 use synapsedb_pg::pgoutput::{self, Message};
 
 use super::lane::{Lane, Step};
 use super::plan::Shape;
 use super::session::{Parameter, Purpose};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
+use crate::replication::recent::{self, Side, relation_id};
 
 /// Rows from which on a run of inserts goes as arrays: below, the single statements cost less.
 const BATCH_ROWS_MIN: usize = 4;
@@ -58,20 +60,29 @@ impl Lane<'_> {
             Message::Change(Change::Update { relation, old, new }) => {
                 let plan = self.plan(relation).await?;
                 self.fits(plan, &new)?;
-                let time = std::mem::take(&mut self.time);
+                let change = Change::Update { relation, old, new };
+                self.note(plan, std::slice::from_ref(&change))?;
+                let Change::Update { old, new, .. } = &change else { return Ok(()) };
+                let bound = std::mem::take(&mut self.bound);
                 let (shape, parameters) =
-                    self.plans[plan].update_parameters(old.as_ref(), &new, &time);
+                    self.plans[plan].update_parameters(old.as_ref(), new, &bound);
                 let sent = self.row(plan, &shape, &parameters);
-                self.time = time;
+                self.bound = bound;
                 sent
             }
             Message::Change(Change::Delete { relation, old }) => {
                 let plan = self.plan(relation).await?;
-                let parameters = self.plans[plan].delete_parameters(&old);
-                self.row(plan, &Shape::Delete, &parameters)
+                let change = Change::Delete { relation, old };
+                self.note(plan, std::slice::from_ref(&change))?;
+                let Change::Delete { old, .. } = &change else { return Ok(()) };
+                let bound = std::mem::take(&mut self.bound);
+                let parameters = self.plans[plan].delete_parameters(old, &bound);
+                let sent = self.row(plan, &Shape::Delete, &parameters);
+                self.bound = bound;
+                sent
             }
-            Message::Change(Change::Truncate { relations, restart_identity, .. }) => {
-                self.truncate(&relations, restart_identity).await
+            Message::Change(Change::Truncate { .. }) => {
+                Err(self.refuse("a truncate must look at the rows of the table".to_owned()))
             }
             Message::LogicalMessage { prefix, content, .. } if prefix == DDL_PREFIX => {
                 let ddl = Ddl::parse(content)?;
@@ -85,6 +96,24 @@ impl Lane<'_> {
             | Message::Origin { .. }
             | Message::Relation(_)
             | Message::Type { .. } => Ok(()),
+        }
+    }
+
+    /// Notes what changes delete and claim. A transaction that must be looked at closely ends here.
+    fn note(&mut self, plan: usize, changes: &[Change<'_>]) -> Step<()> {
+        let Some(keys) = &self.plans[plan].keys else { return Ok(()) };
+        let Some(header) = &self.header else { return Ok(()) };
+        let version = recent::version(self.source.origin, header);
+        let writer = Writer { version, vector: &header.vector };
+        let mut history = self.shared.recent.lock();
+        let closely = changes.iter().fold(false, |closely, change| {
+            recent::note(&mut history, keys, change, &writer, Side::Remote) || closely
+        });
+        drop(history);
+        if closely {
+            Err(self.refuse("it meets a write that it had not seen".to_owned()))
+        } else {
+            Ok(())
         }
     }
 
@@ -110,58 +139,46 @@ impl Lane<'_> {
         let batch = std::mem::take(&mut self.batch);
         let mut rows = Vec::with_capacity(batch.rows.len());
         for raw in &batch.rows {
-            let Message::Change(Change::Insert { new, .. }) =
+            let Message::Change(change @ Change::Insert { .. }) =
                 pgoutput::decode(raw).context("decode a spooled row")?
             else {
                 return Err(anyhow!("a spooled message of kind I is no insert").into());
             };
-            self.fits(batch.plan, &new)?;
-            rows.push(new);
+            rows.push(change);
         }
-        let time = std::mem::take(&mut self.time);
-        let sent = if rows.len() < BATCH_ROWS_MIN {
-            rows.iter().try_for_each(|row| {
-                let parameters = self.plans[batch.plan].insert_parameters(row, &time);
-                self.row(batch.plan, &Shape::Insert, &parameters)
-            })
-        } else {
-            self.insert_many(batch.plan, &rows, &time)
-        };
-        self.time = time;
-        sent
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.note(batch.plan, &rows)?;
+        let rows: Vec<Tuple<'_>> = rows.into_iter().filter_map(inserted).collect();
+        rows.iter().try_for_each(|row| self.fits(batch.plan, row))?;
+        if rows.len() >= BATCH_ROWS_MIN && self.insert_many(batch.plan, &rows)? {
+            return Ok(());
+        }
+        rows.iter().try_for_each(|row| {
+            let parameters = self.plans[batch.plan].insert_parameters(row);
+            self.row(batch.plan, &Shape::Insert, &parameters)
+        })
     }
 
-    fn insert_many(&mut self, plan: usize, rows: &[Tuple<'_>], time: &[u8]) -> Step<()> {
-        let arrays = self.plans[plan].insert_many_parameters(rows)?;
-        let mut parameters: Vec<_> = arrays.iter().map(|array| Parameter::Binary(array)).collect();
-        if self.plans[plan].has_versions() {
-            parameters.push(Parameter::Text(time));
-        }
+    /// Inserts rows by arrays; answers whether their values can go so.
+    fn insert_many(&mut self, plan: usize, rows: &[Tuple<'_>]) -> Step<bool> {
+        let Some(arrays) = self.plans[plan].insert_many_parameters(rows)? else {
+            return Ok(false);
+        };
+        let parameters: Vec<_> = arrays.iter().map(|array| Parameter::Binary(array)).collect();
         let (name, sql) = self.plans[plan].statement(&Shape::InsertMany);
         if let Some(sql) = sql {
             self.session.prepare(&name, &sql)?;
         }
         self.session.execute(&name, &parameters, Purpose::Other)?;
-        Ok(())
-    }
-
-    async fn truncate(&mut self, relations: &[u32], restart_identity: bool) -> Step<()> {
-        let mut tables = Vec::with_capacity(relations.len());
-        for relation in relations {
-            // A table of the internal schema was left out by the publisher.
-            if self.current.contains_key(relation) {
-                let plan = self.plan(*relation).await?;
-                tables.push(self.plans[plan].table().to_owned());
-            }
-        }
-        let restart = if restart_identity { " restart identity" } else { "" };
-        let sql = format!("truncate only {}{restart}", tables.join(", only "));
-        self.session.prepare("", &sql)?;
-        self.session.execute("", &[], Purpose::Other)?;
-        Ok(())
+        Ok(true)
     }
 }
 
-pub(super) fn relation_id(raw: &[u8]) -> u32 {
-    raw.get(1..5).map_or(0, |id| u32::from_be_bytes([id[0], id[1], id[2], id[3]]))
+fn inserted(change: Change<'_>) -> Option<Tuple<'_>> {
+    match change {
+        Change::Insert { new, .. } => Some(new),
+        Change::Update { .. } | Change::Delete { .. } | Change::Truncate { .. } => None,
+    }
 }

@@ -50,3 +50,79 @@ begin
     end if;
 end
 $path$;
+
+-- What was settled between concurrent writes on this node: both rows, both writers. Not replicated.
+create table if not exists synapsedb.conflict (
+    id bigint generated always as identity primary key,
+    at timestamptz not null default clock_timestamp(),
+    schema_name text not null,
+    table_name text not null,
+    type text not null,
+    resolution text not null,
+    policy text not null,
+    key jsonb,
+    local_row jsonb,
+    remote_row jsonb,
+    local_node integer,
+    local_lsn pg_lsn,
+    local_time timestamptz,
+    remote_node integer not null,
+    remote_lsn pg_lsn not null,
+    remote_time timestamptz not null,
+    remote_vector jsonb not null,
+    detail text
+);
+create index if not exists conflict_at on synapsedb.conflict (at);
+
+-- Rows and statements of other nodes that could not be applied here. Not replicated.
+create table if not exists synapsedb.quarantine (
+    id bigint generated always as identity primary key,
+    at timestamptz not null default clock_timestamp(),
+    origin integer not null,
+    incarnation bigint not null,
+    commit_lsn pg_lsn not null,
+    commit_time timestamptz not null,
+    position integer not null,
+    schema_name text,
+    table_name text,
+    kind text not null,
+    old_row jsonb,
+    new_row jsonb,
+    statement text,
+    relation bytea,
+    message bytea,
+    reason text not null,
+    sqlstate text,
+    attempts integer not null default 1
+);
+
+-- An object of texts as an object of the table's types, for people; as it is where that cannot be.
+create or replace function synapsedb.typed(schema_name text, table_name text, content text) returns jsonb
+language plpgsql set search_path = pg_catalog as $typed$
+declare
+    result jsonb;
+begin
+    execute format('select jsonb_object_agg(e.key, e.value) from jsonb_each(to_jsonb(
+        jsonb_populate_record(null::%I.%I, $1))) e where $1 ? e.key', schema_name, table_name)
+        into result using content::jsonb;
+    return result;
+exception when others then
+    return content::jsonb;
+end
+$typed$;
+
+-- Ends the transaction of an applier whose statement did not meet the row that it expects.
+create or replace function synapsedb.unmet() returns void language plpgsql set search_path = pg_catalog as $unmet$
+begin
+    raise exception 'the row is not as its writer saw it' using errcode = 'SY001';
+end
+$unmet$;
+revoke all on function synapsedb.unmet() from public;
+
+-- The owner of the database may look at what was settled and at what is kept back.
+do $grant$
+begin
+    execute (select pg_catalog.format('grant select on synapsedb.conflict, synapsedb.quarantine to %I',
+        pg_catalog.pg_get_userbyid(datdba)) from pg_catalog.pg_database where datname = pg_catalog.current_database());
+end
+$grant$;

@@ -1,0 +1,264 @@
+//! The slow path: one transaction, row by row. Each row is read and locked, and what becomes of it is decided from its
+//! writers; what cannot be written at all goes to the quarantine.
+//!
+//! The transaction is still one local transaction with its origin's position and time, so it counts as applied exactly
+//! once, like every other.
+
+mod log;
+mod quarantine;
+mod row;
+mod statement;
+mod truncate;
+mod unique;
+
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+use synapsedb_core::change::Change;
+use synapsedb_core::history::Writer;
+use synapsedb_pg::pgoutput::{self, Message};
+use synapsedb_pg::wire::backend::ServerError;
+
+use super::lane::{Failure, Lane, Step, Stop, is_passing, sql_time};
+use super::session::{Answer, Parameter};
+use crate::replication::ddl::{self, Ddl, PREFIX as DDL_PREFIX};
+use crate::replication::recent::{self, Side, relation_id};
+use crate::replication::spool::{Frame, Header};
+
+/// Why a change could not be applied.
+pub(super) enum Trouble {
+    /// The server refuses it, or it does not fit the local table: it goes to the quarantine.
+    Row {
+        /// What is wrong.
+        reason: String,
+        /// The server's code, if it was the server.
+        sqlstate: Option<String>,
+    },
+    /// The transaction as a whole cannot go on now.
+    Stop(Stop),
+}
+
+impl Trouble {
+    pub(super) fn row(reason: impl Into<String>) -> Self {
+        Self::Row { reason: reason.into(), sqlstate: None }
+    }
+}
+
+impl From<Stop> for Trouble {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Failed(failure) if !failure.is_passing() => Self::Row {
+                reason: failure.text(),
+                sqlstate: failure.error.map(|error| error.sqlstate),
+            },
+            Stop::Failed(_) | Stop::Broken(_) => Self::Stop(stop),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Trouble {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Stop(Stop::Broken(error))
+    }
+}
+
+pub(super) type Settled<T> = Result<T, Trouble>;
+
+/// When constraints that can be deferred are checked.
+#[derive(Clone, Copy)]
+enum Constraints {
+    /// At the commit, as they may have been at the origin.
+    Deferred,
+    /// At every statement, so that the row that violates one is known.
+    Immediate,
+}
+
+impl Lane<'_> {
+    /// Applies the first transaction that was not applied.
+    pub(super) async fn slow_transaction(&mut self, cause: &Failure) -> Step<()> {
+        tracing::debug!(origin = %self.source.origin, lsn = %cause.commit_lsn,
+            "a transaction is applied row by row: {}", cause.text());
+        self.shared.metrics.slow_transactions.inc();
+        for constraints in [Constraints::Deferred, Constraints::Immediate] {
+            let frame = self.reader.next().await?;
+            let header = frame.header().context("the spool goes on in the middle of something")?;
+            self.gate(&header).await?;
+            let Some(refused) = self.attempt(frame, &header, constraints).await? else {
+                self.sent = header.commit_lsn;
+                self.open = None;
+                self.applied_any = true;
+                self.begun_any = true;
+                self.shared.applied.advance(self.source.origin, self.sent);
+                self.shared.status.applied(self.source.origin);
+                self.shared.metrics.applied(1, 0);
+                return Ok(());
+            };
+            let failure = self.failure_of(refused);
+            self.recover().await?;
+            if matches!(constraints, Constraints::Immediate) {
+                return Err(Stop::Failed(Box::new(failure)));
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt; answers why the server refused the commit, if it did.
+    async fn attempt(
+        &mut self,
+        first: Frame,
+        header: &Header,
+        constraints: Constraints,
+    ) -> Step<Option<ServerError>> {
+        self.open_slowly(header, constraints).await?;
+        let (mut frame, mut position) = (first, 0);
+        loop {
+            for raw in frame.messages() {
+                if raw.first() == Some(&b'R') {
+                    let plan = self.known.get(&raw).copied();
+                    self.current.insert(relation_id(&raw), (raw, plan));
+                    continue;
+                }
+                self.guarded(&raw, position).await?;
+                position += 1;
+            }
+            if frame.is_last() {
+                break;
+            }
+            frame = self.reader.next().await?;
+        }
+        Ok(self.session.run("commit", &[]).await?.err())
+    }
+
+    async fn open_slowly(&mut self, header: &Header, constraints: Constraints) -> Step<()> {
+        let timing = match constraints {
+            Constraints::Deferred => "set constraints all deferred",
+            Constraints::Immediate => "set constraints all immediate",
+        };
+        recent::note_commit(&mut self.shared.recent.lock(), self.source.origin, header);
+        self.open = Some(header.commit_lsn);
+        self.header = Some(header.clone());
+        self.ddl_tags.clear();
+        self.created_ahead.clear();
+        self.current.clear();
+        let limit = format!("set local statement_timeout = {}", self.shared.config.row_timeout_ms);
+        for sql in ["begin", timing, &limit] {
+            self.must(sql, &[]).await?;
+        }
+        let (previous, lsn) = (self.sent.to_string(), header.commit_lsn.to_string());
+        let time = sql_time(header.commit_time);
+        let guard = [previous, lsn, time];
+        let guard = guard.each_ref().map(|text| Parameter::Text(text.as_bytes()));
+        self.must(include_str!("../../sql/begin_apply.sql"), &guard).await?;
+        Ok(())
+    }
+
+    /// A statement that must succeed, or the transaction fails.
+    async fn must(&mut self, sql: &str, parameters: &[Parameter<'_>]) -> Step<Answer> {
+        let answer = self.session.run(sql, parameters).await?;
+        answer.map_err(|error| Stop::Failed(Box::new(self.failure_of(error))))
+    }
+
+    pub(super) fn failure_of(&self, error: ServerError) -> Failure {
+        Failure {
+            commit_lsn: self.open.unwrap_or(self.sent),
+            error: Some(error),
+            reason: String::new(),
+            ddl: None,
+            run: false,
+        }
+    }
+
+    /// A statement of a change.
+    pub(super) async fn ask(&mut self, sql: &str, parameters: &[Parameter<'_>]) -> Settled<Answer> {
+        match self.session.run(sql, parameters).await? {
+            Ok(answer) => Ok(answer),
+            Err(error) if is_passing(&error.sqlstate) || error.is_fatal() => {
+                Err(Trouble::Stop(Stop::Failed(Box::new(self.failure_of(error)))))
+            }
+            Err(error) => {
+                let sqlstate = Some(error.sqlstate.clone());
+                Err(Trouble::Row { reason: error.to_string(), sqlstate })
+            }
+        }
+    }
+
+    /// A change within a savepoint: if it cannot be applied, it goes to the quarantine and the transaction goes on.
+    async fn guarded(&mut self, raw: &Bytes, position: u32) -> Step<()> {
+        self.must("savepoint change", &[]).await?;
+        let changed = self.change(raw).await;
+        match changed {
+            Ok(()) => {}
+            Err(Trouble::Stop(stop)) => return Err(stop),
+            Err(Trouble::Row { reason, sqlstate }) => {
+                let unprepared = self.session.reset().await?;
+                for statement in &unprepared {
+                    self.plans.iter_mut().for_each(|plan| plan.forget(statement));
+                }
+                self.must("rollback to savepoint change", &[]).await?;
+                self.quarantine(raw, position, &reason, sqlstate.as_deref()).await?;
+            }
+        }
+        self.must("release savepoint change", &[]).await?;
+        Ok(())
+    }
+
+    async fn change(&mut self, raw: &Bytes) -> Settled<()> {
+        let message = pgoutput::decode(raw).context("decode a spooled message")?;
+        match message {
+            Message::Change(Change::Truncate { relations, restart_identity, .. }) => {
+                self.slow_truncate(&relations, restart_identity).await
+            }
+            Message::Change(change) => {
+                let plan = self.plan(change.relation()).await?;
+                self.note_slowly(plan, &change);
+                self.slow_row(plan, &change).await
+            }
+            Message::LogicalMessage { prefix: DDL_PREFIX, content, .. } => {
+                let ddl = Ddl::parse(content)?;
+                self.slow_ddl(&ddl).await
+            }
+            Message::LogicalMessage { .. }
+            | Message::Begin { .. }
+            | Message::Commit { .. }
+            | Message::Origin { .. }
+            | Message::Relation(_)
+            | Message::Type { .. } => Ok(()),
+        }
+    }
+
+    fn note_slowly(&self, plan: usize, change: &Change<'_>) {
+        let (Some(keys), Some(header)) = (&self.plans[plan].keys, &self.header) else { return };
+        let version = recent::version(self.source.origin, header);
+        let writer = Writer { version, vector: &header.vector };
+        recent::note(&mut self.shared.recent.lock(), keys, change, &writer, Side::Remote);
+    }
+
+    /// A statement whose effect is already here was run on two nodes by hand, and is done.
+    async fn slow_ddl(&mut self, ddl: &Ddl) -> Settled<()> {
+        self.ask("set local statement_timeout = 0", &[]).await?;
+        let done = match self.ddl(ddl).await {
+            Err(Stop::Failed(failure)) if !failure.is_passing() => {
+                let there = failure.error.as_ref().is_some_and(|error| {
+                    failure.ddl.is_some() && ddl::already_there(&ddl.tag, &error.sqlstate)
+                });
+                if !there {
+                    return Err(Stop::Failed(failure).into());
+                }
+                tracing::warn!(origin = %self.source.origin, lsn = %failure.commit_lsn,
+                    "{} was run here too, its effect is already there: {}", ddl.tag, failure.text());
+                self.session.reset().await?;
+                self.ask("rollback to savepoint change", &[]).await?;
+                Ok(())
+            }
+            other => other.map_err(Trouble::from),
+        };
+        let limit = format!("set local statement_timeout = {}", self.shared.config.row_timeout_ms);
+        self.ask(&limit, &[]).await?;
+        done
+    }
+}
+
+/// A column of a row of the server that cannot be missing.
+pub(super) fn column(row: &[Option<Bytes>], column: usize) -> Settled<&str> {
+    super::session::text(row, column)
+        .map_err(|error| Trouble::Stop(Stop::Broken(anyhow!("{error:#}"))))
+}

@@ -1,0 +1,286 @@
+//! What is remembered of recent writes on this node: filled by the publisher and the lanes, and from the spools at the
+//! start; forgotten when every member has seen it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use synapsedb_core::change::{Change, OldTuple, Value};
+use synapsedb_core::history::{Commit, History, Writer};
+use synapsedb_core::ids::NodeId;
+use synapsedb_core::lsn::Lsn;
+use synapsedb_core::version::{RowVersion, VersionVector};
+use synapsedb_pg::client::Client;
+use synapsedb_pg::pgoutput::{self, Message};
+use tokio::sync::watch;
+
+use super::keys::{self, RowKeys, UniqueIndex};
+use super::spool::{Frame, Header, Spool};
+use super::{Shared, other_members};
+
+/// The index of recent writes, and how far the own WAL has been decoded into it.
+pub(crate) struct Recent {
+    history: Mutex<History>,
+    decoded: watch::Sender<Lsn>,
+    /// The origins whose spools have been read at the start; the own one is among them.
+    rebuilt: watch::Sender<BTreeSet<NodeId>>,
+}
+
+/// Whose write is noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// It was decoded from the own WAL.
+    Local,
+    /// It comes from another node and is applied now.
+    Remote,
+    /// It was applied before this start, and decoded from the own WAL too.
+    Known,
+}
+
+impl Recent {
+    /// Remembers nothing yet.
+    pub(crate) fn new(arrivals_max: usize) -> Self {
+        Self {
+            history: Mutex::new(History::new(arrivals_max)),
+            decoded: watch::Sender::new(Lsn::ZERO),
+            rebuilt: watch::Sender::new(BTreeSet::new()),
+        }
+    }
+
+    /// The index itself, for a moment: never across an await.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The own WAL has been decoded up to here.
+    pub(crate) fn set_decoded(&self, lsn: Lsn) {
+        self.decoded.send_if_modified(|decoded| std::mem::replace(decoded, lsn) < lsn);
+    }
+
+    /// Waits until the own WAL has been decoded up to `lsn`.
+    ///
+    /// # Errors
+    /// It takes longer than `limit`: the publisher stands still, which its status says.
+    pub(crate) async fn wait_decoded(&self, lsn: Lsn, limit: Duration) -> Result<()> {
+        let mut decoded = self.decoded.subscribe();
+        match tokio::time::timeout(limit, decoded.wait_for(|decoded| *decoded >= lsn)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => bail!(
+                "the own WAL is decoded up to {} only, {lsn} is waited for: see the publisher's status",
+                *self.decoded.borrow()
+            ),
+        }
+    }
+
+    /// Waits until the spool of `origin` has been read at the start.
+    pub(crate) async fn wait_rebuilt(&self, origin: NodeId) -> Result<()> {
+        let mut rebuilt = self.rebuilt.subscribe();
+        rebuilt.wait_for(|rebuilt| rebuilt.contains(&origin)).await.context("the index is gone")?;
+        Ok(())
+    }
+}
+
+/// The version of every row that a transaction of `origin` writes.
+pub(crate) fn version(origin: NodeId, header: &Header) -> RowVersion {
+    RowVersion { commit_time: header.commit_time, origin, lsn: header.commit_lsn }
+}
+
+/// A transaction is noted as committed.
+pub(crate) fn note_commit(history: &mut History, origin: NodeId, header: &Header) {
+    let commit = Commit { lsn: header.commit_lsn, time: header.commit_time, xid: header.xid };
+    history.committed(origin, commit, &header.vector);
+}
+
+/// Whether [`note`] would do anything for a change of this kind, told without decoding it.
+pub(crate) fn concerns(keys: &RowKeys, raw: &[u8], side: Side) -> bool {
+    match raw.first() {
+        Some(b'I') => side == Side::Remote || keys.has_claims(),
+        Some(b'U') => keys.has_claims() || matches!(raw.get(5), Some(b'K' | b'O')),
+        Some(b'D') => true,
+        _ => false,
+    }
+}
+
+/// Notes what a change deletes and claims. Answers whether a write that this one has not seen may meet it: then it must
+/// be looked at closely.
+pub(crate) fn note(
+    history: &mut History,
+    keys: &RowKeys,
+    change: &Change<'_>,
+    writer: &Writer<'_>,
+    side: Side,
+) -> bool {
+    match change {
+        Change::Insert { new, .. } => note_new(history, keys, new, writer, side),
+        Change::Update { old, new, .. } => {
+            let Some(row) = keys.row(new) else { return false };
+            let before = old.as_ref().and_then(|old| keys.row(old_values(old)));
+            let mut closely = false;
+            match before.filter(|before| *before != row) {
+                Some(before) => {
+                    closely |= history.deleted(before, writer.version) && side == Side::Local;
+                    closely |= note_new(history, keys, new, writer, side);
+                }
+                None => {
+                    for value in keys.claims(new) {
+                        closely |= history.claim(value, row, writer);
+                    }
+                }
+            }
+            closely
+        }
+        Change::Delete { old, .. } => match keys.row(old_values(old)) {
+            Some(row) => history.deleted(row, writer.version) && side == Side::Local,
+            None => false,
+        },
+        Change::Truncate { .. } => false,
+    }
+}
+
+fn note_new(
+    history: &mut History,
+    keys: &RowKeys,
+    new: &[Value<'_>],
+    writer: &Writer<'_>,
+    side: Side,
+) -> bool {
+    let Some(row) = keys.row(new) else { return false };
+    let mut closely = history.is_deleted_unseen(row, writer);
+    if side == Side::Remote {
+        history.arrived(row, writer.version);
+    }
+    for value in keys.claims(new) {
+        closely |= history.claim(value, row, writer);
+    }
+    closely
+}
+
+/// The values of the row before a change.
+pub(crate) fn old_values<'a, 'b>(old: &'b OldTuple<'a>) -> &'b [Value<'a>] {
+    match old {
+        OldTuple::Key(values) | OldTuple::Full(values) => values,
+    }
+}
+
+/// Forgets what every member has seen; answers up to where that is.
+pub(crate) fn forget(shared: &Shared) -> VersionVector {
+    let members = other_members(shared);
+    let applied = shared.applied.visible();
+    let mut history = shared.recent.lock();
+    let stable = history.stable(shared.identity.node, &applied, members.keys().copied());
+    history.forget(&stable);
+    shared.metrics.remembered(history.len());
+    stable
+}
+
+/// Reads what the spools hold of transactions that are local or were applied already, once each in a process.
+///
+/// # Errors
+/// A spool cannot be read, or the server cannot be asked for its tables.
+pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<()> {
+    let mut spools = shared.spools.all();
+    spools.retain(|origin, _| !shared.recent.rebuilt.borrow().contains(origin));
+    if spools.is_empty() {
+        return Ok(());
+    }
+    let client = shared.sql("history").await?;
+    let mut tables = Tables { client, known: HashMap::new() };
+    let decoded = shared.spools.own_vector();
+    for (origin, (_, spool)) in spools {
+        let through =
+            if origin == shared.identity.node { Lsn(u64::MAX) } else { applied.get(origin) };
+        read_spool(shared, &mut tables, origin, &spool, through, decoded.get(origin))
+            .await
+            .with_context(|| format!("read the spool of node {origin} for recent writes"))?;
+        shared.recent.rebuilt.send_modify(|rebuilt| {
+            rebuilt.insert(origin);
+        });
+    }
+    Ok(())
+}
+
+/// The unique indexes of the local tables, asked for once each.
+struct Tables {
+    client: Client,
+    known: HashMap<(String, String), Vec<UniqueIndex>>,
+}
+
+impl Tables {
+    async fn keys(&mut self, raw: &Bytes) -> Result<Option<RowKeys>> {
+        let Message::Relation(relation) = pgoutput::decode(raw)? else { return Ok(None) };
+        let name = (relation.schema.clone(), relation.name.clone());
+        if !self.known.contains_key(&name) {
+            let indexes = keys::load(&self.client, &name.0, &name.1).await?;
+            self.known.insert(name.clone(), indexes);
+        }
+        Ok(RowKeys::new(&relation, &self.known[&name]))
+    }
+}
+
+async fn read_spool(
+    shared: &Shared,
+    tables: &mut Tables,
+    origin: NodeId,
+    spool: &Spool,
+    through: Lsn,
+    decoded: Lsn,
+) -> Result<()> {
+    let local = origin == shared.identity.node;
+    let mut reader = spool.reader_after(spool.first_available())?;
+    let mut by_raw: HashMap<Bytes, Option<RowKeys>> = HashMap::new();
+    let mut current: HashMap<u32, Bytes> = HashMap::new();
+    let mut open: Option<Header> = None;
+    while let Some(frame) = reader.try_next()? {
+        if let Some(header) = frame.header() {
+            if header.commit_lsn > through {
+                break;
+            }
+            note_commit(&mut shared.recent.lock(), origin, &header);
+            current.clear();
+            open = Some(header);
+        }
+        for raw in frame.messages().filter(|raw| raw.first() == Some(&b'R')) {
+            let copy = Bytes::copy_from_slice(&raw);
+            if !by_raw.contains_key(&copy) {
+                by_raw.insert(copy.clone(), tables.keys(&raw).await?);
+            }
+            current.insert(relation_id(&raw), copy);
+        }
+        let Some(header) = &open else { continue };
+        let side = match local || header.commit_lsn <= decoded {
+            true => Side::Known,
+            false => Side::Remote,
+        };
+        let writer = Writer { version: version(origin, header), vector: &header.vector };
+        note_frame(shared, &frame, &writer, side, |relation| {
+            by_raw.get(current.get(&relation)?)?.as_ref()
+        })?;
+    }
+    Ok(())
+}
+
+fn note_frame<'k>(
+    shared: &Shared,
+    frame: &Frame,
+    writer: &Writer<'_>,
+    side: Side,
+    keys: impl Fn(u32) -> Option<&'k RowKeys>,
+) -> Result<()> {
+    let mut history = shared.recent.lock();
+    for raw in frame.messages() {
+        let Some(keys) = keys(relation_id(&raw)).filter(|keys| concerns(keys, &raw, side)) else {
+            continue;
+        };
+        if let Message::Change(change) = pgoutput::decode(&raw)? {
+            note(&mut history, keys, &change, writer, side);
+        }
+    }
+    Ok(())
+}
+
+/// The relation of a row change or of a relation message.
+pub(crate) fn relation_id(raw: &[u8]) -> u32 {
+    raw.get(1..5).map_or(0, |id| u32::from_be_bytes([id[0], id[1], id[2], id[3]]))
+}

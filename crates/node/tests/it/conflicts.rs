@@ -1,0 +1,209 @@
+//! Concurrent writes: every node ends with the same rows, the later writer wins, and nothing passes unseen.
+
+use std::time::Duration;
+
+use synapsedb_dev::{Cluster, Shared, eventually};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::binary;
+
+static CLUSTER: Shared = Shared::new();
+/// One test at a time: each stops the agents for a moment.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+async fn cluster() -> (impl std::ops::Deref<Target = Cluster>, MutexGuard<'static, ()>) {
+    let turn = TURN.lock().await;
+    (CLUSTER.cluster(binary()).await, turn)
+}
+
+/// Runs statements while no agent moves, so that none of the nodes sees what the others do; a later statement has a
+/// later commit time.
+async fn concurrently(cluster: &Cluster, statements: &[(u16, &str)]) {
+    for node in cluster.nodes() {
+        node.pause_agent();
+    }
+    for (number, sql) in statements {
+        cluster.node(*number).sql(sql).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for node in cluster.nodes() {
+        node.resume();
+    }
+}
+
+/// Types and resolutions of the conflicts that all nodes have logged for a table.
+async fn logged(cluster: &Cluster, table: &str) -> Vec<String> {
+    let sql = format!(
+        "select type || ' ' || resolution from synapsedb.conflict where table_name = '{table}' order by 1"
+    );
+    let mut all = Vec::new();
+    for node in cluster.nodes() {
+        all.extend(node.rows(&sql).await);
+    }
+    all
+}
+
+async fn logs(cluster: &Cluster, table: &str, expected: &[&str]) {
+    eventually("the conflicts are logged", Duration::from_secs(20), async || {
+        let mut found = logged(cluster, table).await;
+        found.sort();
+        if found == expected { Ok(()) } else { Err(format!("logged: {found:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_later_of_two_inserts_stays() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("create table twins (id int primary key, v text)").await;
+    cluster.all_show("select count(*) from twins", &["0"]).await;
+    concurrently(
+        &cluster,
+        &[(2, "insert into twins values (1, 'two')"), (1, "insert into twins values (1, 'one')")],
+    )
+    .await;
+    cluster.all_show("select v from twins", &["one"]).await;
+    let found = ["insert_insert apply_remote", "insert_insert keep_local"];
+    eventually("both are logged", Duration::from_secs(20), async || {
+        let all = logged(&cluster, "twins").await;
+        let both = found.iter().all(|found| all.iter().any(|logged| logged == found));
+        if both && all.len() == 3 { Ok(()) } else { Err(format!("{all:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_and_a_delete_end_alike_in_both_orders() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("create table pairs (id int primary key, v text)").await;
+    cluster.node(1).sql("insert into pairs select i, 'old' from generate_series(1, 4) i").await;
+    cluster.all_show("select count(*) from pairs", &["4"]).await;
+    concurrently(
+        &cluster,
+        &[
+            (1, "delete from pairs where id = 1"),
+            (2, "update pairs set v = 'updated later' where id = 1"),
+            (3, "update pairs set v = 'updated first' where id = 2"),
+            (1, "delete from pairs where id = 2"),
+            (1, "delete from pairs where id = 3"),
+            (3, "delete from pairs where id = 3"),
+        ],
+    )
+    .await;
+    cluster.all_show("select id, v from pairs order by id", &["1|updated later", "4|old"]).await;
+    cluster.assert_equal_rows().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unique_value_goes_to_the_later_writer_wherever_its_row_is() {
+    let (cluster, _turn) = cluster().await;
+    cluster
+        .node(1)
+        .sql("create table named (id int primary key, name text unique, nick text unique)")
+        .await;
+    cluster.all_show("select count(*) from named", &["0"]).await;
+    concurrently(
+        &cluster,
+        &[
+            (1, "insert into named values (1, 'a', 'x')"),
+            (2, "insert into named values (2, 'a', 'y')"),
+            (3, "insert into named values (3, 'b', 'y')"),
+            // The winner of 'b' moves on before the loser arrives anywhere.
+            (1, "insert into named values (4, 'c', 'z')"),
+            (2, "insert into named values (5, 'c', 'w')"),
+            (2, "update named set name = 'd' where id = 5"),
+        ],
+    )
+    .await;
+    cluster.assert_equal_rows().await;
+    cluster.all_show("select id, name, nick from named order by id", &["3|b|y", "5|d|w"]).await;
+    cluster.node(3).sql("insert into named values (6, 'c', 'z')").await;
+    cluster.all_show("select id from named order by id", &["3", "5", "6"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_leaves_what_it_had_not_seen() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("create table emptied_concurrently (id int primary key, v text)").await;
+    cluster.node(1).sql("insert into emptied_concurrently values (1, 'old'), (2, 'old')").await;
+    cluster.all_show("select count(*) from emptied_concurrently", &["2"]).await;
+    concurrently(
+        &cluster,
+        &[
+            (2, "insert into emptied_concurrently values (3, 'before')"),
+            (1, "truncate emptied_concurrently"),
+            (3, "update emptied_concurrently set v = 'updated' where id = 2"),
+        ],
+    )
+    .await;
+    let expected = ["2|updated", "3|before"];
+    cluster.all_show("select id, v from emptied_concurrently order by id", &expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_changed_concurrently_end_alike() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("create table moved (id int primary key, v text)").await;
+    cluster.node(1).sql("insert into moved values (1, 'one'), (3, 'three')").await;
+    cluster.all_show("select count(*) from moved", &["2"]).await;
+    concurrently(
+        &cluster,
+        &[
+            (1, "update moved set id = 10 where id = 3"),
+            (2, "update moved set id = 20 where id = 3"),
+            (3, "update moved set v = 'touched' where id = 1"),
+            (1, "update moved set id = 11 where id = 1"),
+        ],
+    )
+    .await;
+    cluster.assert_equal_rows().await;
+    cluster
+        .all_show("select id, v from moved order by id", &["10|three", "11|one", "20|three"])
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_had_seen_each_other_are_no_conflict() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("create table passed_on (id int primary key, n int)").await;
+    cluster.node(1).sql("insert into passed_on values (1, 0)").await;
+    for n in 1..=30 {
+        let seen = format!("select n from passed_on where id = 1 and n = {}", n - 1);
+        let node = cluster.node(n % 3 + 1);
+        eventually("the last value is here", Duration::from_secs(20), async || {
+            node.shows(&seen, &[&(n - 1).to_string()]).await
+        })
+        .await;
+        node.sql(&format!("update passed_on set n = {n} where id = 1")).await;
+    }
+    cluster.all_show("select n from passed_on", &["30"]).await;
+    logs(&cluster, "passed_on", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_applied_is_quarantined_and_the_stream_goes_on() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("create table checked (id int primary key, v int)").await;
+    cluster.all_show("select count(*) from checked", &["0"]).await;
+    let local = "set session_replication_role = replica; \
+                 alter table checked add constraint positive check (v > 0)";
+    cluster.node(2).agent_server().sql(local).await;
+    cluster.node(1).sql("insert into checked values (1, 5), (2, -5), (3, 7)").await;
+    cluster.node(1).sql("insert into checked values (4, 8)").await;
+    eventually("node 2 has the rows that it can have", Duration::from_secs(20), async || {
+        cluster.node(2).shows("select id from checked order by id", &["1", "3", "4"]).await
+    })
+    .await;
+    let kept = "select kind, new_row ->> 'id', sqlstate from synapsedb.quarantine where table_name = 'checked'";
+    assert_eq!(cluster.node(2).rows(kept).await, ["insert|2|23514"]);
+    cluster
+        .node(2)
+        .agent_server()
+        .sql("set session_replication_role = replica; alter table checked drop constraint positive")
+        .await;
+    cluster
+        .node(2)
+        .agent_server()
+        .sql("set session_replication_role = replica; insert into checked values (2, -5)")
+        .await;
+}
