@@ -103,7 +103,7 @@ pub async fn run(cluster: &Cluster, config: &Config) -> Result<Report> {
 
 /// Lets one fault befall one node: both in turn and shifted, so that a short run makes every fault and reaches every
 /// node.
-async fn befall(cluster: &Cluster, config: &Config, turn: usize) {
+pub(crate) async fn befall(cluster: &Cluster, config: &Config, turn: usize) {
     let nodes = cluster.nodes();
     let node = &nodes[turn % nodes.len()];
     let shifted = turn + turn / nodes.len();

@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod binary;
+pub mod causality;
 pub mod chaos;
 pub mod client;
 pub mod cluster;
@@ -20,6 +21,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod reaper;
+pub mod sim;
 pub mod tidy;
 
 pub use binary::{Binary, binary};

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
+use synapsedb_dev::causality::{self, Workload};
 use synapsedb_dev::chaos::{self, Fault};
-use synapsedb_dev::{Binary, HttpPort, bench, tidy};
+use synapsedb_dev::{Binary, HttpPort, bench, sim, tidy};
 
 /// The developer's commands.
 #[derive(Parser)]
@@ -36,6 +37,21 @@ enum Task {
         #[arg(long, default_value_t = 3)]
         nodes: u16,
     },
+    /// Runs a world of pure nodes, decided by a seed: tells every step of one, or tries many.
+    Sim {
+        /// The seed, or the first of many.
+        #[arg(default_value_t = 0)]
+        seed: u64,
+        /// How many seeds to try; then only what is violated is told.
+        #[arg(long)]
+        seeds: Option<u64>,
+        /// How many nodes.
+        #[arg(long, default_value_t = 3)]
+        nodes: u16,
+        /// How many transactions users make before all is healed.
+        #[arg(long, default_value_t = 60)]
+        transactions: usize,
+    },
     /// Breaks a cluster under load for minutes and checks that nothing was lost or doubled.
     Soak {
         /// What is to be tried.
@@ -53,6 +69,12 @@ enum Task {
         /// Also stop the time of agents and cut them off from their peers.
         #[arg(long)]
         all_faults: bool,
+        /// Writes on hot keys, and observers that look for effects without their causes.
+        #[arg(long)]
+        hot_keys: bool,
+        /// The same observers on pglogical with paused apply workers, where they must find some.
+        #[arg(long, conflicts_with = "all_faults")]
+        pglogical: bool,
     },
     /// Measures a cluster.
     Bench {
@@ -111,7 +133,20 @@ fn run(task: Task) -> Result<()> {
             cargo(&runner.iter().copied().chain(["--workspace"]).chain(filter).collect::<Vec<_>>())
         }
         Task::Up { nodes } => async_run(up(release_binary()?, nodes)),
-        Task::Soak { subject: Subject::Replication, minutes, between, writers, all_faults } => {
+        Task::Sim { seed, seeds, nodes, transactions } => {
+            let trace = seeds.is_none();
+            let config = sim::Config { nodes, transactions, trace, ..sim::Config::default() };
+            simulate(seed..seed + seeds.unwrap_or(1), &config)
+        }
+        Task::Soak {
+            subject: Subject::Replication,
+            minutes,
+            between,
+            writers,
+            all_faults,
+            hot_keys,
+            pglogical,
+        } => {
             let mut config = chaos::Config {
                 duration: Duration::from_secs_f64(minutes * 60.0),
                 between: Duration::from_secs_f64(between),
@@ -121,7 +156,12 @@ fn run(task: Task) -> Result<()> {
             if all_faults {
                 config.faults.extend([Fault::Pause, Fault::CutOff]);
             }
-            async_run(soak(release_binary()?, config))
+            let workload = Workload { writers: writers.into(), ..Workload::default() };
+            match (pglogical, hot_keys) {
+                (true, _) => async_run(soak_pglogical(config.duration, workload)),
+                (false, true) => async_run(soak_hot_keys(release_binary()?, config, workload)),
+                (false, false) => async_run(soak(release_binary()?, config)),
+            }
         }
         Task::Bench { subject: Subject::Replication, options } => {
             async_run(bench::run(release_binary()?, options))
@@ -141,6 +181,26 @@ fn check_tidy() -> Result<()> {
         }
         count => bail!("{count} findings"),
     }
+}
+
+fn simulate(seeds: std::ops::Range<u64>, config: &sim::Config) -> Result<()> {
+    let (mut worlds, mut transactions, mut concurrent) = (0, 0, 0);
+    for seed in seeds {
+        match sim::run(seed, config) {
+            Ok(report) if config.trace => println!("{report:#?}"),
+            Ok(report) => {
+                worlds += 1;
+                transactions += report.transactions;
+                concurrent += report.concurrent;
+            }
+            Err(reason) => bail!("{reason}\nevery step of it: cargo dev sim {seed}"),
+        }
+    }
+    if !config.trace {
+        println!("{worlds} worlds, {transactions} transactions, {concurrent} concurrent pairs");
+    }
+    println!("safe, and equal after the healing");
+    Ok(())
 }
 
 /// The release build of the binary, made now unless the environment names another one.
@@ -200,4 +260,30 @@ async fn soak(binary: Binary, config: chaos::Config) -> Result<()> {
             bail!("{error:#}\nthe data is kept in {}", cluster.data().display())
         }
     }
+}
+
+async fn soak_hot_keys(binary: Binary, config: chaos::Config, workload: Workload) -> Result<()> {
+    let cluster = binary.cluster(3).await;
+    match causality::run(&cluster, &workload, &config).await {
+        Ok(report) => {
+            println!("{report:#?}");
+            println!(
+                "no effect was seen before its cause; every node holds the rows that must have won"
+            );
+            Ok(())
+        }
+        Err(error) => {
+            cluster.keep();
+            bail!("{error:#}\nthe data is kept in {}", cluster.data().display())
+        }
+    }
+}
+
+async fn soak_pglogical(duration: Duration, workload: Workload) -> Result<()> {
+    let report = causality::run_pglogical(duration, &workload).await?;
+    println!("{report:#?}");
+    if report.violations == 0 {
+        bail!("no effect was seen before its cause: the observers have found nothing");
+    }
+    Ok(())
 }

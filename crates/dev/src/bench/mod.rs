@@ -7,6 +7,7 @@
 mod cpu;
 mod endurance;
 mod measure;
+pub(crate) mod pglogical;
 mod report;
 mod system;
 mod writer;

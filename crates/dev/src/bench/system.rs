@@ -1,16 +1,16 @@
 //! The two systems that are measured: a SynapseDB mesh, and two servers with one pglogical subscription.
 
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::pglogical;
 use crate::binary::Binary;
 use crate::client::Server;
 use crate::cluster::Cluster;
 use crate::eventually::try_eventually;
-use crate::postgres::{Postgres, programs};
+use crate::postgres::Postgres;
 
 /// The tables of the measurements.
 const TABLES: &str = include_str!("tables.sql");
@@ -18,8 +18,6 @@ const TABLES: &str = include_str!("tables.sql");
 const SETTINGS: &str = include_str!("settings.sql");
 /// How long a set-up may take.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
-/// The password of the servers that pglogical connects.
-const PASSWORD: &str = "bench";
 
 /// A system under measurement.
 pub(super) enum System {
@@ -63,21 +61,15 @@ impl System {
 
     /// Starts a provider of PostgreSQL `major` with these settings, and so many subscribers.
     pub(super) async fn pglogical(major: u16, settings: &str, receivers: u16) -> Result<Self> {
-        let programs = programs(Some(major))?;
-        let library = programs.with_file_name("lib").join("pglogical.so");
-        if !library.is_file() {
-            bail!(
-                "pglogical is not installed; install it with `apt-get install postgresql-{major}-pglogical`, \
-                 or leave it out with --without-pglogical"
-            );
-        }
-        let provider = Box::new(server("provider", &programs, settings).await?);
+        let programs = pglogical::programs(major)?;
+        let provider = Box::new(pglogical::server("provider", &programs, settings).await?);
         prepare(&provider).await?;
         let publish = "select pglogical.replication_set_add_all_tables('default', array['public'])";
         provider.server().try_rows(publish).await?;
         let mut subscribers = Vec::new();
         for number in 1..=receivers {
-            let subscriber = server(&format!("subscriber_{number}"), &programs, settings).await?;
+            let name = format!("subscriber_{number}");
+            let subscriber = pglogical::server(&name, &programs, settings).await?;
             prepare(&subscriber).await?;
             subscribe(&subscriber, &provider).await?;
             subscribers.push(subscriber);
@@ -175,7 +167,7 @@ impl System {
 async fn prepare(server: &Postgres) -> Result<()> {
     let side = server.server();
     side.try_rows("create extension pglogical").await?;
-    let make = format!("select pglogical.create_node('{}', '{}')", side.name, dsn(side));
+    let make = format!("select pglogical.create_node('{}', '{}')", side.name, pglogical::dsn(side));
     side.try_rows(&make).await?;
     side.try_rows(TABLES).await?;
     Ok(())
@@ -185,7 +177,7 @@ async fn subscribe(subscriber: &Postgres, provider: &Postgres) -> Result<()> {
     let subscribe = format!(
         "select pglogical.create_subscription('bench', '{}', synchronize_structure := false,
          synchronize_data := false)",
-        dsn(provider.server())
+        pglogical::dsn(provider.server())
     );
     subscriber.server().try_rows(&subscribe).await?;
     let status = "select status from pglogical.show_subscription_status('bench')";
@@ -196,34 +188,4 @@ async fn subscribe(subscriber: &Postgres, provider: &Postgres) -> Result<()> {
         Ok(()) => Ok(()),
         Err(reason) => bail!("the subscription does not replicate: {reason}\n{}", subscriber.log()),
     }
-}
-
-fn dsn(server: &Server) -> String {
-    let (port, user, database) = (server.port, &server.user, &server.database);
-    format!("host=127.0.0.1 port={port} user={user} dbname={database} password={PASSWORD}")
-}
-
-async fn server(name: &str, programs: &Path, settings: &str) -> Result<Postgres> {
-    let settings = format!(
-        "{settings}\nwal_level = logical\nshared_preload_libraries = 'pglogical'\nmax_worker_processes = 20\n\
-         max_replication_slots = 20\nmax_wal_senders = 20"
-    );
-    let started = Postgres::start(name, programs, &settings, PASSWORD).await?;
-    allow_output_plugin(started.server()).await?;
-    Ok(started)
-}
-
-/// Newer minor releases list the output plugins that may be used; pglogical's is not among them.
-async fn allow_output_plugin(server: &Server) -> Result<()> {
-    let name = "output_plugin_libraries";
-    let known = server.try_rows(&format!("select current_setting('{name}', true)")).await?.concat();
-    let settings = format!("select count(*) from pg_settings where name = '{name}'");
-    if server.try_rows(&settings).await?.concat() == "0" {
-        return Ok(());
-    }
-    let list = [known.as_str(), "pglogical_output"].map(str::trim).join(", ");
-    let list = list.trim_start_matches(", ");
-    server.try_rows(&format!("alter system set {name} = {list}")).await?;
-    server.try_rows("select pg_reload_conf()").await?;
-    Ok(())
 }

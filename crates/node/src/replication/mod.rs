@@ -9,14 +9,17 @@
 pub mod api;
 pub mod apply;
 mod bootstrap;
+pub mod conflicts;
 mod crowd;
 pub mod ddl;
 mod fetch;
 mod keys;
+mod lag;
 mod metrics;
 mod probe;
 mod progress;
 mod publish;
+pub mod quarantine;
 mod recent;
 mod recheck;
 mod retry;
@@ -24,6 +27,8 @@ mod serve;
 pub mod spool;
 mod status;
 mod task;
+pub mod verify;
+mod visible;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -84,6 +89,8 @@ pub struct Config {
     /// Sequences step by this many times their increment, so that the nodes' values never meet. At least the number
     /// of nodes; it cannot be changed later.
     pub sequence_stride: u16,
+    /// The limits of comparing the nodes.
+    pub verify: verify::Config,
 }
 
 impl Default for Config {
@@ -107,6 +114,7 @@ impl Default for Config {
             retry_min_ms: 50,
             retry_max_ms: 2000,
             sequence_stride: NodeId::MAX,
+            verify: verify::Config::default(),
         }
     }
 }
@@ -126,10 +134,12 @@ pub(crate) struct Shared {
     pub(crate) raft: raft::Handle,
     pub(crate) postgres: postgres::Handle,
     pub(crate) applied: Applied,
+    pub(crate) own_commits: visible::OwnCommits,
     pub(crate) spools: spools::Spools,
     pub(crate) recent: recent::Recent,
     pub(crate) status: status::Board,
     pub(crate) metrics: metrics::Metrics,
+    pub(crate) verify: verify::Board,
     /// Another one at every start of the agent; written into the probe row.
     pub(crate) boot: uuid::Uuid,
 }
@@ -183,12 +193,15 @@ pub fn new(
         raft,
         postgres,
         applied: Applied::default(),
+        own_commits: visible::OwnCommits::default(),
         spools,
         recent,
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),
+        verify: verify::Board::new(registry),
         boot: uuid::Uuid::new_v4(),
     });
+    registry.register_collector(Box::new(lag::Metrics { shared: shared.clone() }));
     Ok((Handle { shared: shared.clone() }, Task::new(shared)))
 }
 

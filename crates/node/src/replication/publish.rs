@@ -329,6 +329,7 @@ impl<'a> Publisher<'a> {
         recheck::all(self.shared, std::mem::take(&mut self.rechecks)).await?;
         match std::mem::replace(&mut self.open, Open::Idle) {
             Open::Local { header, spooled: true } => {
+                self.shared.own_commits.committed(header.commit_lsn, header.xid);
                 let here = self.shared.identity.node;
                 recent::note_commit(&mut self.shared.recent.lock(), here, &header);
                 self.writer.commit(end_lsn)?;

@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod attached;
+mod causality;
 mod chaos;
 mod cli;
 mod configuration;
 mod conflicts;
+mod convergence;
 mod corruption;
 mod ddl;
 mod disk;
@@ -16,11 +18,13 @@ mod guide;
 mod http;
 mod large;
 mod raft;
+mod repl;
 mod router;
 mod rows;
 mod sequences;
 mod tls;
 mod values;
+mod verify;
 
 use std::time::Duration;
 

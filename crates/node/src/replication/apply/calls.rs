@@ -121,6 +121,7 @@ struct Run {
     bounds: Array,
     values: Vec<Array>,
     last: Lsn,
+    last_time: Timestamp,
     transactions: u64,
 }
 
@@ -134,6 +135,7 @@ impl Run {
             bounds: Array::new(Element::Timestamptz),
             values,
             last: Lsn::ZERO,
+            last_time: Timestamp::default(),
             transactions: 0,
         }
     }
@@ -180,7 +182,7 @@ impl Run {
         self.lsns.push_binary(&header.commit_lsn.0.to_be_bytes());
         self.times.push_binary(&header.commit_time.0.to_be_bytes());
         self.bounds.push_binary(&bound.0.to_be_bytes());
-        self.last = header.commit_lsn;
+        (self.last, self.last_time) = (header.commit_lsn, header.commit_time);
         self.transactions += 1;
         Ok(true)
     }
@@ -262,6 +264,7 @@ impl Lane<'_> {
         parameters.extend(arrays.iter().map(|array| Parameter::Binary(array)));
         self.session.execute(&run.procedure.call, &parameters, Purpose::Call)?;
         self.session.sync_run(run.last, run.transactions);
+        self.shared.status.sent(self.source.origin, run.last, run.last_time);
         self.sent = run.last;
         Ok(())
     }

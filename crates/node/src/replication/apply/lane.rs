@@ -158,6 +158,7 @@ impl<'a> Lane<'a> {
             }
         }
         shared.applied.advance(source.origin, sent);
+        shared.status.lane_starts(source.origin);
         let reader = source.spool.reader_after(sent)?;
         let mut lane = Self {
             shared,
@@ -338,7 +339,7 @@ impl<'a> Lane<'a> {
             None => {
                 self.applied_any = true;
                 self.shared.applied.advance(self.source.origin, outcome.commit_lsn);
-                self.shared.status.applied(self.source.origin);
+                self.shared.status.applied(self.source.origin, outcome.commit_lsn);
                 self.shared.metrics.applied(outcome.transactions, outcome.ineffective);
                 Ok(())
             }
@@ -405,6 +406,7 @@ impl<'a> Lane<'a> {
         };
         self.bound = sql_bound(bound).into_bytes();
         self.header = Some(header.clone());
+        self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
         let (previous, lsn) = (self.sent.to_string(), header.commit_lsn.to_string());
         let time = sql_time(header.commit_time);
         let parameters = [
@@ -425,6 +427,10 @@ impl<'a> Lane<'a> {
             vector: &header.vector,
         };
         let here = self.shared.identity.node;
+        let lsn = header.vector.get(here);
+        if !self.shared.own_commits.are_visible(lsn) {
+            return Delivery::AwaitOrigin { origin: here, lsn };
+        }
         let skew_us = i64::try_from(self.shared.config.clock_skew_max_ms).unwrap_or(i64::MAX);
         self.shared.applied.with_visible(|applied| {
             delivery::decide(&point, here, applied, now(), skew_us.saturating_mul(1000))
@@ -447,6 +453,12 @@ impl<'a> Lane<'a> {
                         header.commit_lsn
                     )
                     .into());
+                }
+                Delivery::AwaitOrigin { origin: cause, lsn }
+                    if cause == self.shared.identity.node =>
+                {
+                    let shared = self.shared;
+                    self.wait(shared.own_commits.wait_visible(shared, lsn)).await?;
                 }
                 Delivery::AwaitOrigin { origin: cause, lsn } => {
                     self.shared.status.waiting_for(origin, cause, lsn);
