@@ -23,25 +23,20 @@ impl Usage {
                 let agent = |number| cluster.node(number).agent_pid().context("the agent is gone");
                 usage.0.insert("2 agent of the origin", spent_s(agent(1)?)?);
                 usage.0.insert("3 agent of the receiver", spent_s(agent(2)?)?);
-                usage
-                    .server("4 apply session", receiver, "application_name = 'synapsedb apply 1'")
-                    .await?;
+                usage.server("4 apply session", receiver, APPLY_SESSION).await?;
                 usage.server("5 walsender of the receiver", receiver, WALSENDER).await?;
             }
             System::Pglogical { .. } => {
-                let worker = "backend_type like 'pglogical apply%'";
-                usage.server("4 apply session", receiver, worker).await?;
+                usage.server("4 apply session", receiver, APPLY_WORKER).await?;
             }
         }
         usage.server("1 walsender of the origin", origin, WALSENDER).await?;
-        usage.server("beside it: walwriter of the receiver", receiver, WALWRITER).await?;
         Ok(usage)
     }
 
-    /// Adds the processes of a server that a condition on `pg_stat_activity` selects.
-    async fn server(&mut self, part: &'static str, server: &Server, which: &str) -> Result<()> {
-        let sql = format!("select pid from pg_stat_activity where {which}");
-        for pid in server.try_rows(&sql).await? {
+    /// Adds the processes of a server that a query finds.
+    async fn server(&mut self, part: &'static str, server: &Server, pids: &str) -> Result<()> {
+        for pid in server.try_rows(pids).await? {
             *self.0.entry(part).or_default() += spent_s(pid.parse()?)?;
         }
         Ok(())
@@ -56,8 +51,11 @@ impl Usage {
     }
 }
 
-const WALSENDER: &str = "backend_type = 'walsender'";
-const WALWRITER: &str = "backend_type = 'walwriter'";
+const WALSENDER: &str = "select pid from pg_stat_replication";
+const APPLY_SESSION: &str =
+    "select pid from pg_stat_activity where application_name = 'synapsedb apply 1'";
+const APPLY_WORKER: &str =
+    "select pid from pg_stat_activity where backend_type like 'pglogical apply%'";
 
 /// User and system time of a process with all its threads.
 fn spent_s(pid: u32) -> Result<f64> {
