@@ -21,6 +21,7 @@ mod raft;
 mod repl;
 mod router;
 mod rows;
+mod runs;
 mod sequences;
 mod tls;
 mod values;
