@@ -47,15 +47,14 @@ pub(super) async fn drain_single(
 ) -> Result<Duration> {
     let session = system.origin().try_session().await?;
     session.batch_execute("truncate bench_single").await?;
-    settle(system, &session).await?;
+    settle(system.receiver(), &session).await?;
     system.pause(pause).await?;
     // How durable the backlog itself is at the origin is not measured.
     session.batch_execute("set synchronous_commit = off").await?;
-    let sql = SINGLE.replace("$count", &transactions.to_string());
-    session.batch_execute(&sql).await.context("write the transactions")?;
+    session.batch_execute(&single(transactions)).await.context("write the transactions")?;
     session.batch_execute("reset synchronous_commit").await?;
     let drained = drain(system, &session).await?;
-    same_count(system, "bench_single").await?;
+    same(system, "select count(*), sum(id) from bench_single").await?;
     Ok(drained)
 }
 
@@ -63,11 +62,11 @@ pub(super) async fn drain_single(
 pub(super) async fn drain_large(system: &System, rows: u64) -> Result<Duration> {
     let session = system.origin().try_session().await?;
     session.batch_execute("truncate bench_large").await?;
-    settle(system, &session).await?;
+    settle(system.receiver(), &session).await?;
     system.pause(Pause::Receiver).await?;
     session.batch_execute(&large(rows)).await.context("write the transaction")?;
     let drained = drain(system, &session).await?;
-    same_count(system, "bench_large").await?;
+    same(system, "select count(*), sum(id) from bench_large").await?;
     Ok(drained)
 }
 
@@ -75,7 +74,7 @@ pub(super) async fn drain_large(system: &System, rows: u64) -> Result<Duration> 
 pub(super) async fn pass_large(system: &System, rows: u64) -> Result<()> {
     let session = system.origin().try_session().await?;
     session.batch_execute("truncate bench_large").await?;
-    settle(system, &session).await?;
+    settle(system.receiver(), &session).await?;
     session.batch_execute(&large(rows)).await?;
     if let System::Native(cluster) = system {
         let count = rows.to_string();
@@ -93,6 +92,11 @@ pub(super) async fn pass_large(system: &System, rows: u64) -> Result<()> {
     Ok(())
 }
 
+/// SQL that makes single-row transactions.
+pub(super) fn single(transactions: u64) -> String {
+    SINGLE.replace("$count", &transactions.to_string())
+}
+
 fn large(rows: u64) -> String {
     format!(
         "insert into bench_large (id, payload) select n, md5(n::text) from generate_series(1, {rows}) n"
@@ -100,9 +104,9 @@ fn large(rows: u64) -> String {
 }
 
 /// Waits until everything written so far has arrived.
-async fn settle(system: &System, origin: &Session) -> Result<()> {
+pub(super) async fn settle(receiver: &Server, origin: &Session) -> Result<()> {
     let marker = mark(origin).await?;
-    arrived(system.receiver(), marker, DRAIN_POLL).await?;
+    arrived(receiver, marker, DRAIN_POLL).await?;
     Ok(())
 }
 
@@ -141,15 +145,46 @@ async fn shown(session: &Session) -> Result<i64> {
     rows.concat().parse().context("the marker")
 }
 
-/// A drained backlog is the same on both sides, or the figure means nothing.
-async fn same_count(system: &System, table: &str) -> Result<()> {
-    let sql = format!("select count(*), coalesce(sum(id), 0) from {table}");
-    let (there, here) =
-        (system.origin().try_rows(&sql).await?, system.receiver().try_rows(&sql).await?);
-    if there != here {
-        bail!("{table} has {there:?} at the origin and {here:?} at the receiver");
+/// Both sides must show the same, or the figure means nothing.
+pub(super) async fn same(system: &System, sql: &str) -> Result<()> {
+    let there = system.origin().try_rows(sql).await?;
+    for receiver in system.receivers() {
+        let here = receiver.try_rows(sql).await?;
+        if there != here {
+            bail!("the origin shows {there:?} and a receiver {here:?}\n  {sql}");
+        }
     }
     Ok(())
+}
+
+/// Writes `rate_per_s` transactions per second for `seconds`, waits until they have arrived, and answers how many.
+pub(super) async fn load(system: &System, rate_per_s: u32, seconds: u32) -> Result<u64> {
+    let session = system.origin().try_session().await?;
+    session.batch_execute("truncate bench_load").await?;
+    settle(system.receiver(), &session).await?;
+    let (stop, stopped) = watch::channel(false);
+    let mut load = writers(system, rate_per_s, &stopped);
+    tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+    stop.send_replace(true);
+    let mut written = 0;
+    while let Some(ended) = load.join_next().await {
+        written += ended??;
+    }
+    settle(system.receiver(), &session).await?;
+    Ok(written)
+}
+
+fn writers(
+    system: &System,
+    rate_per_s: u32,
+    stopped: &watch::Receiver<bool>,
+) -> JoinSet<Result<u64>> {
+    let mut load = JoinSet::new();
+    let pause = Duration::from_secs_f64(f64::from(LOAD_SESSIONS) / f64::from(rate_per_s));
+    for number in 0..LOAD_SESSIONS {
+        load.spawn(write_load(system.origin().clone(), number, pause, stopped.clone()));
+    }
+    load
 }
 
 /// Measures the lag for `seconds` at `rate_per_s` transactions per second; 0 is an idle system.
@@ -159,14 +194,11 @@ pub(super) async fn lag(system: &System, rate_per_s: u32, seconds: u32) -> Resul
     let mut load = JoinSet::new();
     if rate_per_s > 0 {
         system.origin().try_rows("truncate bench_load").await?;
-        for number in 0..LOAD_SESSIONS {
-            let pause = Duration::from_secs_f64(f64::from(LOAD_SESSIONS) / f64::from(rate_per_s));
-            load.spawn(write_load(system.origin().clone(), number, pause, stopped.clone()));
-        }
+        load = writers(system, rate_per_s, &stopped);
     }
     let committed = Arc::new(Mutex::new(Vec::new()));
     let origin = system.origin().try_session().await?;
-    settle(system, &origin).await?;
+    settle(system.receiver(), &origin).await?;
     let watcher =
         tokio::spawn(watch_markers(system.receiver().clone(), committed.clone(), stopped.clone()));
     let end = Instant::now() + Duration::from_secs(seconds.into());
@@ -177,7 +209,7 @@ pub(super) async fn lag(system: &System, rate_per_s: u32, seconds: u32) -> Resul
         tokio::time::sleep(MARKER_PAUSE).await;
     }
     // What is on its way is still seen: the last marker of a settled system has arrived.
-    settle(system, &origin).await?;
+    settle(system.receiver(), &origin).await?;
     tokio::time::sleep(MARKER_PAUSE).await;
     let wall_s = base.elapsed().as_secs_f64();
     stop.send_replace(true);
@@ -249,7 +281,7 @@ mod tests {
     #[tokio::test]
     async fn every_measurement_works_on_a_real_pair() -> Result<()> {
         let settings = "fsync = off\ntrack_commit_timestamp = on";
-        let system = match System::pglogical(15, settings).await {
+        let system = match System::pglogical(15, settings, 1).await {
             Ok(system) => system,
             Err(error) => {
                 eprintln!("skipped: {error:#}");

@@ -1,42 +1,84 @@
 //! Measures the way of the rows between nodes, beside pglogical on the same machine in the same run.
 //!
-//! One system runs at a time, with the same server settings and fsync on. Figures are printed as a table and, if
-//! asked for, written as JSON; `docs/benchmarks.md` says what each figure means.
+//! Both systems have one origin and the same number of servers with the same settings and fsync on. They are measured
+//! in turn, round after round, each alone on the machine and made anew; the figure is the median of the rounds. Figures
+//! are printed as a table and, if asked for, written as JSON; `docs/benchmarks.md` says what each figure means.
 
+mod cpu;
 mod durability;
+mod endurance;
 mod measure;
 pub(crate) mod pglogical;
 mod report;
 mod system;
+mod writer;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
 use crate::binary::Binary;
-use report::{Report, Row};
-use system::{Pause, System};
+use report::{Figures, Report};
+use system::System;
+
+/// A group of figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// How fast a backlog of single-row transactions drains.
+    Drain,
+    /// How fast one large transaction drains.
+    Large,
+    /// How long after its commit a row is seen.
+    Lag,
+    /// What replication leaves of a writer's speed, with two receivers.
+    Writer,
+    /// What a transaction costs on its way.
+    Cpu,
+    /// The agents' memory; SynapseDB only, once.
+    Memory,
+    /// False conflicts; SynapseDB only, once.
+    Conflicts,
+}
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args, serde::Serialize)]
 pub struct Options {
+    /// Groups of figures; all if none is named.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub parts: Vec<Part>,
+    /// How often both systems are measured.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: u32,
     /// Single-row transactions that accumulate while the receiver stands still.
     #[arg(long, default_value_t = 300_000)]
     pub transactions: u64,
     /// Rows of one large transaction.
     #[arg(long, default_value_t = 500_000)]
     pub rows: u64,
-    /// Rows of the transaction during which the agents' memory is watched; 0 leaves it out.
+    /// Rows of the transaction, and number of transactions, during which the agents' memory is watched.
     #[arg(long, default_value_t = 1_000_000)]
     pub memory_rows: u64,
+    /// Transactions without a conflict after which the false conflicts are counted.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub conflict_transactions: u64,
     /// Transactions per second while the lag is measured.
     #[arg(long, default_value_t = 1000)]
     pub rate: u32,
-    /// Seconds for which the lag is measured under load.
-    #[arg(long, default_value_t = 20)]
+    /// Transactions per second while the costs are measured.
+    #[arg(long, default_value_t = 4000)]
+    pub cpu_rate: u32,
+    /// Seconds for which the lag under load, the costs and the writer are measured.
+    #[arg(long, default_value_t = 10)]
     pub seconds: u32,
-    /// Nodes of the SynapseDB mesh.
-    #[arg(long, default_value_t = 3)]
+    /// The scale of the writer's tables: 100,000 accounts each.
+    #[arg(long, default_value_t = 5)]
+    pub scale: u32,
+    /// Sessions of the writer.
+    #[arg(long, default_value_t = 8)]
+    pub clients: u32,
+    /// Servers of either system; the writer has three.
+    #[arg(long, default_value_t = 2)]
     pub nodes: u16,
     /// Measure only how long commits take in each durability class.
     #[arg(long)]
@@ -52,6 +94,16 @@ pub struct Options {
     pub json: Option<PathBuf>,
 }
 
+impl Options {
+    fn has(&self, part: Part) -> bool {
+        self.parts.is_empty() || self.parts.contains(&part)
+    }
+
+    fn has_any(&self, parts: &[Part]) -> bool {
+        parts.iter().any(|part| self.has(*part))
+    }
+}
+
 /// Measures and prints.
 ///
 /// # Errors
@@ -64,17 +116,25 @@ pub async fn run(binary: Binary, options: Options) -> Result<()> {
     // The settings of the agent's servers are those of both systems, so the mesh is always made.
     let native = System::native(&binary, options.nodes).await?;
     let settings = native.settings().await?;
-    report.describe(&native, &settings).await?;
-    if !options.without_native {
-        report.rows.extend(measure_one(&native, &options).await.context("SynapseDB")?);
-        report.rows.extend(memory(&native, &options).await.context("SynapseDB")?);
-    }
     let major = native.major().await?;
+    report.describe(&native, &settings).await?;
     drop(native);
-    if !options.without_pglogical {
-        let pglogical = System::pglogical(major, &settings).await?;
-        report.pglogical = Some(pglogical.version().await?);
-        report.rows.extend(measure_one(&pglogical, &options).await.context("pglogical")?);
+    for round in 1..=options.rounds {
+        if !options.without_native {
+            let make = async |receivers| System::native(&binary, receivers + 1).await;
+            let figures = round_of(make, &options).await;
+            report.add("SynapseDB", figures.context("SynapseDB")?);
+        }
+        if !options.without_pglogical {
+            let make = async |receivers| System::pglogical(major, &settings, receivers).await;
+            let figures = round_of(make, &options).await;
+            report.add("pglogical", figures.context("pglogical")?);
+        }
+        eprintln!("round {round} of {} is done", options.rounds);
+    }
+    if !options.without_native && options.has_any(&[Part::Memory, Part::Conflicts]) {
+        let figures = endurance::measure(&binary, &options).await;
+        report.add("SynapseDB", figures.context("SynapseDB")?);
     }
     report.print();
     if let Some(path) = &options.json {
@@ -84,43 +144,75 @@ pub async fn run(binary: Binary, options: Options) -> Result<()> {
     Ok(())
 }
 
-/// All measurements of one system.
-async fn measure_one(system: &System, options: &Options) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for pause in system.pauses() {
-        let drained = measure::drain_single(system, *pause, options.transactions).await?;
-        let what = format!("drain of {} single-row transactions, {}", options.transactions, pause);
-        rows.push(Row::rate(system, what, options.transactions, drained, "tx/s"));
+/// All measurements of one system, once.
+async fn round_of(make: impl AsyncFn(u16) -> Result<System>, options: &Options) -> Result<Figures> {
+    let mut figures = Figures::default();
+    if options.has_any(&[Part::Drain, Part::Large, Part::Lag, Part::Cpu]) {
+        let system = make(options.nodes - 1).await?;
+        figures.version = system.version().await?;
+        one_receiver(&system, options, &mut figures).await?;
     }
-    let drained = measure::drain_large(system, options.rows).await?;
-    let what = format!("drain of one transaction of {} rows, {}", options.rows, Pause::Receiver);
-    rows.push(Row::rate(system, what, options.rows, drained, "rows/s"));
-    let idle = measure::lag(system, 0, 10).await?;
-    rows.extend(Row::lag(system, "lag when idle", &idle));
-    let loaded = measure::lag(system, options.rate, options.seconds).await?;
-    let what = format!("lag at {:.0} tx/s", loaded.rate_per_s);
-    rows.extend(Row::lag(system, &what, &loaded));
-    Ok(rows)
+    if options.has(Part::Writer) {
+        let system = make(2).await?;
+        figures.version = system.version().await?;
+        let written = writer::measure(&system, options).await?;
+        let what = format!("a TPC-B-like writer of {} sessions, two receivers", options.clients);
+        figures.add(&what, written.per_second, "tx/s");
+        figures.add("the receivers are behind at its end by", written.behind_s, "s");
+    }
+    Ok(figures)
 }
 
-/// The agents' memory while a large transaction passes.
-async fn memory(system: &System, options: &Options) -> Result<Vec<Row>> {
-    let System::Native(cluster) = system else { return Ok(Vec::new()) };
-    if options.memory_rows == 0 {
-        return Ok(Vec::new());
+async fn one_receiver(system: &System, options: &Options, figures: &mut Figures) -> Result<()> {
+    let transactions = options.transactions;
+    if options.has(Part::Drain) {
+        for pause in system.pauses() {
+            let before = cpu::Usage::of(system).await?;
+            let drained = measure::drain_single(system, *pause, transactions).await?;
+            let what = format!("drain of {transactions} single-row transactions, {pause}");
+            figures.add(&what, transactions as f64 / drained.as_secs_f64(), "tx/s");
+            if *pause == *system.pauses().last().unwrap_or(pause) {
+                let parts = cpu::Usage::of(system).await?.since(&before);
+                figures.add_cpu("cost in a drain", &parts, transactions);
+            }
+        }
     }
-    for node in cluster.nodes() {
-        node.reset_memory_peak();
+    if options.has(Part::Large) {
+        let drained = measure::drain_large(system, options.rows).await?;
+        let what = format!("drain of one transaction of {} rows", options.rows);
+        figures.add(&what, options.rows as f64 / drained.as_secs_f64(), "rows/s");
     }
-    measure::pass_large(system, options.memory_rows).await?;
-    let peaks = cluster.nodes().iter().map(|node| {
-        let what = format!(
-            "peak memory of the agent of node {} during a transaction of {} rows",
-            node.number(),
-            options.memory_rows
-        );
-        let mebibytes = node.agent_memory().peak_bytes as f64 / f64::from(1 << 20);
-        Row { system: system.name(), what, value: mebibytes, unit: "MiB" }
-    });
-    Ok(peaks.collect())
+    if options.has(Part::Lag) {
+        let idle = measure::lag(system, 0, options.seconds).await?;
+        figures.add_lag("lag when idle", &idle);
+        let loaded = measure::lag(system, options.rate, options.seconds).await?;
+        figures.add_lag(&format!("lag at {} tx/s", options.rate), &loaded);
+        figures.add("the load that was really made", loaded.rate_per_s, "tx/s");
+    }
+    if options.has(Part::Cpu) {
+        let before = cpu::Usage::of(system).await?;
+        let written = measure::load(system, options.cpu_rate, options.seconds).await?;
+        let parts = cpu::Usage::of(system).await?.since(&before);
+        figures.add_cpu(&format!("cost at {} tx/s", options.cpu_rate), &parts, written);
+    }
+    Ok(())
+}
+
+impl Figures {
+    /// What each process spent per transaction.
+    fn add_cpu(&mut self, what: &str, parts: &[(&'static str, f64)], transactions: u64) {
+        let mut whole = 0.0;
+        for (part, seconds) in parts {
+            let us = seconds * 1e6 / transactions as f64;
+            whole += us;
+            self.add(&format!("{what}, {part}"), us, "us/tx");
+        }
+        self.add(&format!("{what}, the whole way"), whole, "us/tx");
+    }
+
+    fn add_lag(&mut self, what: &str, lags: &measure::Lags) {
+        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+            self.add(&format!("{what}, {name}"), lags.percentile_ms(share), "ms");
+        }
+    }
 }

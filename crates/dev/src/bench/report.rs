@@ -1,12 +1,9 @@
 //! The figures with everything that is needed to read them: machine, versions, settings, command.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use serde::Serialize;
 
 use super::Options;
-use super::measure::Lags;
 use super::system::System;
 
 /// A report.
@@ -27,47 +24,56 @@ pub(super) struct Report {
     /// The version of the binary.
     synapsedb: String,
     /// The version of pglogical, when it was measured.
-    pub pglogical: Option<String>,
+    pglogical: Option<String>,
     /// The settings of the servers of both systems.
     settings: String,
     /// The figures.
-    pub rows: Vec<Row>,
+    rows: Vec<Row>,
 }
 
-/// A figure.
-#[derive(Serialize)]
-pub(super) struct Row {
-    /// Which system.
-    pub system: &'static str,
-    /// What was measured.
-    pub what: String,
-    /// The figure.
-    pub value: f64,
-    /// Its unit.
-    pub unit: &'static str,
+/// The figures of one system in one round, in their order.
+#[derive(Default)]
+pub(super) struct Figures {
+    /// The version of pglogical; empty for SynapseDB.
+    pub(super) version: String,
+    rows: Vec<(String, f64, &'static str)>,
+}
+
+impl Figures {
+    /// Adds a figure.
+    pub(super) fn add(&mut self, what: &str, value: f64, unit: &'static str) {
+        self.rows.push((what.to_owned(), value, unit));
+    }
+}
+
+/// A figure of both systems, one value per round.
+#[derive(Default, Serialize)]
+struct Row {
+    what: String,
+    unit: &'static str,
+    synapsedb: Vec<f64>,
+    pglogical: Vec<f64>,
+    /// The medians.
+    synapsedb_median: Option<f64>,
+    pglogical_median: Option<f64>,
+    /// The one by the other.
+    ratio: Option<f64>,
 }
 
 impl Row {
-    /// A rate from a count and the time it took.
-    pub(super) fn rate(
-        system: &System,
-        what: String,
-        count: u64,
-        took: Duration,
-        unit: &'static str,
-    ) -> Self {
-        Self { system: system.name(), what, value: count as f64 / took.as_secs_f64(), unit }
+    fn summarize(&mut self) {
+        self.synapsedb_median = median(&self.synapsedb);
+        self.pglogical_median = median(&self.pglogical);
+        self.ratio =
+            self.synapsedb_median.zip(self.pglogical_median).map(|(ours, theirs)| ours / theirs);
     }
+}
 
-    /// The two percentiles of a lag.
-    pub(super) fn lag(system: &System, what: &str, lags: &Lags) -> [Self; 2] {
-        [("p50", 0.5), ("p99", 0.99)].map(|(name, share)| Self {
-            system: system.name(),
-            what: format!("{what}, {name}"),
-            value: lags.percentile_ms(share),
-            unit: "ms",
-        })
-    }
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted.get((sorted.len().max(1) - 1) / 2)?, sorted.get(sorted.len() / 2)?);
+    Some((low + high) / 2.0)
 }
 
 impl Report {
@@ -120,12 +126,56 @@ impl Report {
         );
         println!("{}", self.settings.replace('\n', ", "));
         let width = self.rows.iter().map(|row| row.what.chars().count()).max().unwrap_or(0);
+        println!("{:<width$} {:>22} {:>22} {:>6}", "", "SynapseDB", "pglogical", "ratio");
         for row in &self.rows {
-            let digits = if row.value < 100.0 { 2 } else { 0 };
-            println!(
-                "{:<10} {:<width$} {:>12.digits$} {}",
-                row.system, row.what, row.value, row.unit
-            );
+            let [ours, theirs] = [&row.synapsedb, &row.pglogical].map(|values| spread(values));
+            let ratio = row.ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
+            println!("{:<width$} {ours:>22} {theirs:>22} {ratio:>6} {}", row.what, row.unit);
         }
+    }
+
+    /// Adds the figures of a round.
+    pub(super) fn add(&mut self, system: &str, figures: Figures) {
+        if !figures.version.is_empty() {
+            self.pglogical = Some(figures.version);
+        }
+        for (what, value, unit) in figures.rows {
+            let index = self.rows.iter().position(|row| row.what == what).unwrap_or_else(|| {
+                self.rows.push(Row { what, unit, ..Row::default() });
+                self.rows.len() - 1
+            });
+            let row = &mut self.rows[index];
+            match system {
+                "pglogical" => row.pglogical.push(value),
+                _ => row.synapsedb.push(value),
+            }
+            row.summarize();
+        }
+    }
+}
+
+/// The median with the least and the largest value.
+fn spread(values: &[f64]) -> String {
+    let Some(median) = median(values) else { return String::new() };
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let digits = if median < 100.0 { 2 } else { 0 };
+    match values.len() {
+        1 => format!("{median:.digits$}"),
+        _ => format!("{median:.digits$} ({least:.digits$}-{most:.digits$})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), Some(3.0));
+        assert_eq!(spread(&[1.0, 2.0, 9.0]), "2.00 (1.00-9.00)");
     }
 }

@@ -28,7 +28,7 @@ pub(super) enum System {
         /// Where rows are written.
         provider: Box<Postgres>,
         /// Where they are looked for.
-        subscriber: Box<Postgres>,
+        subscribers: Vec<Postgres>,
     },
 }
 
@@ -59,42 +59,22 @@ impl System {
         Ok(Self::Native(Box::new(cluster)))
     }
 
-    /// Starts two servers of PostgreSQL `major` with these settings and a subscription between them.
-    pub(super) async fn pglogical(major: u16, settings: &str) -> Result<Self> {
+    /// Starts a provider of PostgreSQL `major` with these settings, and so many subscribers.
+    pub(super) async fn pglogical(major: u16, settings: &str, receivers: u16) -> Result<Self> {
         let programs = pglogical::programs(major)?;
         let provider = Box::new(pglogical::server("provider", &programs, settings).await?);
-        let subscriber = Box::new(pglogical::server("subscriber", &programs, settings).await?);
-        let dsn = pglogical::dsn;
-        for side in [provider.server(), subscriber.server()] {
-            side.try_rows("create extension pglogical").await?;
-            let make = format!("select pglogical.create_node('{}', '{}')", side.name, dsn(side));
-            side.try_rows(&make).await?;
-            side.try_rows(TABLES).await?;
-        }
+        prepare(&provider).await?;
         let publish = "select pglogical.replication_set_add_all_tables('default', array['public'])";
         provider.server().try_rows(publish).await?;
-        let subscribe = format!(
-            "select pglogical.create_subscription('bench', '{}', synchronize_structure := false,
-             synchronize_data := false)",
-            dsn(provider.server())
-        );
-        subscriber.server().try_rows(&subscribe).await?;
-        let status = "select status from pglogical.show_subscription_status('bench')";
-        let wait = try_eventually(SETUP_TIMEOUT, async || {
-            subscriber.server().shows(status, &["replicating"]).await
-        });
-        if let Err(reason) = wait.await {
-            bail!("the subscription does not replicate: {reason}\n{}", subscriber.log());
+        let mut subscribers = Vec::new();
+        for number in 1..=receivers {
+            let name = format!("subscriber_{number}");
+            let subscriber = pglogical::server(&name, &programs, settings).await?;
+            prepare(&subscriber).await?;
+            subscribe(&subscriber, &provider).await?;
+            subscribers.push(subscriber);
         }
-        Ok(Self::Pglogical { provider, subscriber })
-    }
-
-    /// What it is called in the report.
-    pub(super) fn name(&self) -> &'static str {
-        match self {
-            Self::Native(_) => "SynapseDB",
-            Self::Pglogical { .. } => "pglogical",
-        }
+        Ok(Self::Pglogical { provider, subscribers })
     }
 
     /// Where rows are written.
@@ -109,7 +89,19 @@ impl System {
     pub(super) fn receiver(&self) -> &Server {
         match self {
             Self::Native(cluster) => cluster.node(2).server(),
-            Self::Pglogical { subscriber, .. } => subscriber.server(),
+            Self::Pglogical { subscribers, .. } => subscribers[0].server(),
+        }
+    }
+
+    /// All servers but the origin.
+    pub(super) fn receivers(&self) -> Vec<&Server> {
+        match self {
+            Self::Native(cluster) => {
+                cluster.nodes()[1..].iter().map(|node| node.server()).collect()
+            }
+            Self::Pglogical { subscribers, .. } => {
+                subscribers.iter().map(|subscriber| subscriber.server()).collect()
+            }
         }
     }
 
@@ -130,9 +122,9 @@ impl System {
                     cluster.node(1).pause_agent();
                 }
             }
-            Self::Pglogical { subscriber, .. } => {
+            Self::Pglogical { .. } => {
                 let stop = "select pglogical.alter_subscription_disable('bench', true)";
-                subscriber.server().try_rows(stop).await?;
+                self.receiver().try_rows(stop).await?;
             }
         }
         Ok(())
@@ -145,9 +137,9 @@ impl System {
                 cluster.node(1).resume();
                 cluster.node(2).resume();
             }
-            Self::Pglogical { subscriber, .. } => {
+            Self::Pglogical { .. } => {
                 let go = "select pglogical.alter_subscription_enable('bench', true)";
-                subscriber.server().try_rows(go).await?;
+                self.receiver().try_rows(go).await?;
             }
         }
         Ok(())
@@ -164,9 +156,36 @@ impl System {
         Ok(self.origin().try_rows(SETTINGS).await?.join("\n"))
     }
 
-    /// The version of the extension.
+    /// The version of the extension, or nothing.
     pub(super) async fn version(&self) -> Result<String> {
         let version = "select extversion from pg_extension where extname = 'pglogical'";
         Ok(self.origin().try_rows(version).await?.concat())
+    }
+}
+
+/// Makes the extension, its node and the tables.
+async fn prepare(server: &Postgres) -> Result<()> {
+    let side = server.server();
+    side.try_rows("create extension pglogical").await?;
+    let make = format!("select pglogical.create_node('{}', '{}')", side.name, pglogical::dsn(side));
+    side.try_rows(&make).await?;
+    side.try_rows(TABLES).await?;
+    Ok(())
+}
+
+async fn subscribe(subscriber: &Postgres, provider: &Postgres) -> Result<()> {
+    let subscribe = format!(
+        "select pglogical.create_subscription('bench', '{}', synchronize_structure := false,
+         synchronize_data := false)",
+        pglogical::dsn(provider.server())
+    );
+    subscriber.server().try_rows(&subscribe).await?;
+    let status = "select status from pglogical.show_subscription_status('bench')";
+    let wait = try_eventually(SETUP_TIMEOUT, async || {
+        subscriber.server().shows(status, &["replicating"]).await
+    });
+    match wait.await {
+        Ok(()) => Ok(()),
+        Err(reason) => bail!("the subscription does not replicate: {reason}\n{}", subscriber.log()),
     }
 }

@@ -268,6 +268,7 @@ fn append(
     buffer: &mut BytesMut,
     origin: NodeId,
 ) -> Result<Taken> {
+    let refused = || format!("append a frame of node {origin} to the spool");
     let mut taken = Taken { frames: false, hurry: None };
     while let Some(prefix) = buffer.first_chunk::<4>() {
         let prefix = u32::from_le_bytes(*prefix);
@@ -291,12 +292,11 @@ fn append(
             buffer.reserve(4 + rest - buffer.len());
             break;
         }
-        let frame = buffer.split_to(4 + rest);
+        let frame = buffer.split_to(4 + rest).freeze();
         shared.metrics.fetched_bytes.inc_by(frame.len() as u64);
-        writer
-            .append_frame(&frame)
-            .with_context(|| format!("append a frame of node {origin} to the spool"))?;
+        writer.append_frame(&frame).with_context(refused)?;
         taken.frames = true;
     }
+    writer.show().with_context(refused)?;
     Ok(taken)
 }

@@ -10,6 +10,7 @@ pub mod api;
 pub mod apply;
 mod bootstrap;
 pub mod conflicts;
+mod crowd;
 pub mod ddl;
 pub mod durability;
 mod fetch;

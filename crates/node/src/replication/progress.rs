@@ -30,6 +30,11 @@ impl Applied {
         self.visible.borrow().clone()
     }
 
+    /// Looks at [`Applied::visible`] without a copy.
+    pub(crate) fn with_visible<T>(&self, look: impl FnOnce(&VersionVector) -> T) -> T {
+        look(&self.visible.borrow())
+    }
+
     /// Told at every change of [`Applied::visible`].
     pub fn watch_visible(&self) -> watch::Receiver<VersionVector> {
         self.visible.subscribe()

@@ -20,6 +20,7 @@ use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::replication::{Event, Stream};
 use tokio::time::Instant;
 
+use super::crowd::Crowd;
 use super::durability::gate::{Gate, Positions};
 use super::durability::settings;
 use super::keys::{self, LocalKeys, RowKeys};
@@ -52,6 +53,9 @@ pub(super) async fn synced(syncing: &mut Option<Syncing>) -> Result<Tail, SpoolE
     ended
 }
 
+/// Transactions that may be read at once before others wait to be read: a bound on what is complete and not yet shown.
+const UNSHOWN_MAX: u64 = 1000;
+
 /// Publishes until the stream or the spool fails, or shutdown is asked for.
 ///
 /// # Errors
@@ -75,7 +79,7 @@ pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -
     let stream = Stream::start(&standby, &slot, from, "synapsedb", true)
         .await
         .with_context(|| format!("start reading the WAL through slot {slot}"))?;
-    let mut publisher = Publisher::new(shared, writer, stream, from);
+    let mut publisher = Publisher::new(shared, writer, stream, from)?;
     publisher.follow(stop).await
 }
 
@@ -134,6 +138,7 @@ struct Publisher<'a> {
     pings: (Instant, u32),
     vector: VersionVector,
     last_checkpoint: Instant,
+    crowd: Crowd,
     /// Rows that were written here before a remote transaction met their place, unseen by it.
     rechecks: Vec<Recheck>,
     /// The state of the catalogs upon which the relations' keys were asked for.
@@ -141,10 +146,10 @@ struct Publisher<'a> {
 }
 
 impl<'a> Publisher<'a> {
-    fn new(shared: &'a Shared, writer: &'a mut Writer, stream: Stream, from: Lsn) -> Self {
+    fn new(shared: &'a Shared, writer: &'a mut Writer, stream: Stream, from: Lsn) -> Result<Self> {
         let tail = writer.tail();
         let gate = Gate::new(shared, &tail, from);
-        Self {
+        Ok(Self {
             shared,
             writer,
             stream,
@@ -160,9 +165,10 @@ impl<'a> Publisher<'a> {
             pings: (Instant::now(), 0),
             vector: tail.vector,
             last_checkpoint: Instant::now(),
+            crowd: Crowd::new().context("make a timer")?,
             rechecks: Vec::new(),
             catalog: 0,
-        }
+        })
     }
 
     async fn follow(&mut self, stop: &Shutdown) -> Result<()> {
@@ -174,10 +180,11 @@ impl<'a> Publisher<'a> {
             tokio::select! {
                 () = stop.cancelled() => {
                     self.writer.abort();
+                    self.writer.show()?;
                     return self.sync().await;
                 }
                 event = self.stream.next() => {
-                    self.event(event?).await?;
+                    self.events(event?).await?;
                     if self.unsynced && self.hurry() {
                         self.begin_sync();
                     }
@@ -199,6 +206,21 @@ impl<'a> Publisher<'a> {
                 }
             }
         }
+    }
+
+    /// Everything that is there: it is shown by one write.
+    async fn events(&mut self, first: Event) -> Result<()> {
+        let before = self.transactions;
+        self.event(first).await?;
+        while self.stream.buffered() && self.transactions - before < UNSHOWN_MAX {
+            let event = self.stream.next().await?;
+            self.event(event).await?;
+        }
+        self.writer.show()?;
+        if self.hurry() {
+            return Ok(());
+        }
+        Ok(self.crowd.gather(self.transactions - before).await?)
     }
 
     async fn event(&mut self, event: Event) -> Result<()> {
@@ -250,10 +272,11 @@ impl<'a> Publisher<'a> {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
                 self.notice_catalog().await?;
-                let vector = self.vector.clone();
-                self.open = if commit_lsn <= self.writer.tail().commit_lsn {
+                self.open = if commit_lsn <= self.writer.tail_commit_lsn() {
                     Open::Known
                 } else {
+                    // Its vector is filled in when the first row says that it is local.
+                    let vector = VersionVector::new();
                     let header = Header { commit_lsn, commit_time, xid, vector };
                     Open::Local { header, spooled: false }
                 };
@@ -399,6 +422,7 @@ impl<'a> Publisher<'a> {
     fn spool(&mut self, body: &[u8]) -> Result<()> {
         if let Open::Local { header, spooled } = &mut self.open {
             if !*spooled {
+                header.vector.clone_from(&self.vector);
                 self.writer.begin(header)?;
                 *spooled = true;
             }
@@ -464,6 +488,7 @@ impl<'a> Publisher<'a> {
     }
 
     async fn sync(&mut self) -> Result<()> {
+        self.writer.show()?;
         let Tail { end_lsn, .. } = self.writer.sync().await?;
         self.confirmed = self.confirmed.max(end_lsn);
         self.confirm(true).await

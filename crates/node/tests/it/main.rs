@@ -23,6 +23,7 @@ mod raft;
 mod repl;
 mod router;
 mod rows;
+mod runs;
 mod sequences;
 mod tls;
 mod values;

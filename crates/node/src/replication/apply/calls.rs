@@ -4,13 +4,16 @@
 //! mostly a few shapes over and over; a shape that came often gets a procedure. Inside the server a transaction costs
 //! neither a round trip nor a message, and its plans are kept. An error ends the call with everything before it
 //! committed and nothing after it begun, so the order needs no other guard.
+//!
+//! A procedure decides nothing: a row that is not exactly as the writer had seen it ends its transaction with
+//! `SY001`, a key that is taken with a unique violation, and the lane applies that transaction by itself.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use bytes::Bytes;
-use synapsedb_core::change::Change;
+use synapsedb_core::change::{Change, OldTuple, Value};
 use synapsedb_core::delivery::Delivery;
 use synapsedb_core::history::Writer;
 use synapsedb_core::lsn::Lsn;
@@ -18,9 +21,10 @@ use synapsedb_core::time::Timestamp;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 
-use super::array::TextArray;
-use super::lane::{Lane, Step, bound, sql_time};
-use super::plan::{Plan, Shape};
+use super::array::Array;
+use super::element::Element;
+use super::lane::{Lane, Step, bound};
+use super::plan::{Plan, RowChange, Shape};
 use super::session::{Parameter, Purpose};
 use crate::replication::recent::{self, Side};
 use crate::replication::spool::{Frame, Header};
@@ -32,9 +36,9 @@ const PROCEDURES_MAX: usize = 64;
 /// Statements of a transaction that a procedure repeats at most.
 const STATEMENTS_MAX: usize = 8;
 /// Transactions of a run: about two milliseconds of work.
-const RUN_TRANSACTIONS_MAX: u64 = 128;
+const RUN_TRANSACTIONS_MAX: u64 = 256;
 /// Bytes of values that a run holds at most.
-const RUN_BYTES_MAX: usize = 128 << 10;
+const RUN_BYTES_MAX: usize = 256 << 10;
 /// Calls in flight: one works, one waits, one is being filled.
 const CALLS_IN_FLIGHT_MAX: usize = 3;
 
@@ -45,8 +49,17 @@ type TransactionShape = Vec<(usize, Shape)>;
 enum Known {
     /// How often it came.
     Seen(u32),
-    /// The prepared CALL of its procedure.
-    Procedure(String),
+    /// Its procedure.
+    Procedure(Arc<Procedure>),
+}
+
+/// A procedure that applies runs of one shape.
+struct Procedure {
+    shape: TransactionShape,
+    /// The prepared CALL.
+    call: String,
+    /// How the values are sent.
+    elements: Vec<Element>,
 }
 
 /// The procedures of a lane, and the run that is being gathered.
@@ -57,55 +70,127 @@ pub(super) struct Calls {
     run: Option<Run>,
 }
 
+/// A statement that a procedure can repeat.
+struct Statement<'f> {
+    plan: usize,
+    change: Change<'f>,
+}
+
+impl<'f> Statement<'f> {
+    fn row_change(&self) -> Option<RowChange<'_, 'f>> {
+        Some(match &self.change {
+            Change::Insert { new, .. } => RowChange::Insert(new),
+            Change::Update { old: Some(OldTuple::Key(old) | OldTuple::Full(old)), new, .. } => {
+                RowChange::Update(old, new)
+            }
+            Change::Update { old: None, new, .. } => RowChange::Update(new, new),
+            Change::Delete { old: OldTuple::Key(old) | OldTuple::Full(old), .. } => {
+                RowChange::Delete(old)
+            }
+            Change::Truncate { .. } => return None,
+        })
+    }
+
+    fn shape(&self) -> Shape {
+        match &self.change {
+            Change::Insert { .. } => Shape::Insert,
+            Change::Update { new, .. } => {
+                Shape::Update(new.iter().map(|value| *value != Value::Unchanged).collect())
+            }
+            Change::Delete { .. } | Change::Truncate { .. } => Shape::Delete,
+        }
+    }
+
+    /// Whether [`Statement::shape`] would be this one.
+    fn has(&self, shape: &Shape) -> bool {
+        match (&self.change, shape) {
+            (Change::Insert { .. }, Shape::Insert) | (Change::Delete { .. }, Shape::Delete) => true,
+            (Change::Update { new, .. }, Shape::Update(present)) => {
+                let here = new.iter().map(|value| *value != Value::Unchanged);
+                here.eq(present.iter().copied())
+            }
+            _ => false,
+        }
+    }
+}
+
 struct Run {
-    shape: TransactionShape,
-    call: String,
-    lsns: TextArray,
-    times: TextArray,
-    bounds: TextArray,
-    values: Vec<TextArray>,
+    procedure: Arc<Procedure>,
+    lsns: Array,
+    times: Array,
+    bounds: Array,
+    values: Vec<Array>,
     last: Lsn,
     last_time: Timestamp,
     transactions: u64,
 }
 
 impl Run {
-    fn new(shape: TransactionShape, call: String, values: usize) -> Self {
+    fn new(procedure: Arc<Procedure>) -> Self {
+        let values = procedure.elements.iter().map(|element| Array::new(*element)).collect();
         Self {
-            shape,
-            call,
-            lsns: TextArray::new(),
-            times: TextArray::new(),
-            bounds: TextArray::new(),
-            values: (0..values).map(|_| TextArray::new()).collect(),
+            procedure,
+            lsns: Array::new(Element::Lsn),
+            times: Array::new(Element::Timestamptz),
+            bounds: Array::new(Element::Timestamptz),
+            values,
             last: Lsn::ZERO,
             last_time: Timestamp::default(),
             transactions: 0,
         }
     }
 
-    fn push(&mut self, header: &Header, bound: &str, values: &[Option<Bytes>]) -> Result<()> {
-        self.lsns.push(Some(header.commit_lsn.to_string().as_bytes()))?;
-        self.times.push(Some(sql_time(header.commit_time).as_bytes()))?;
-        self.bounds.push(Some(bound.as_bytes()))?;
-        for (array, value) in self.values.iter_mut().zip(values) {
-            array.push(value.as_deref())?;
+    fn is_of(&self, statements: &[Statement<'_>]) -> bool {
+        let shape = &self.procedure.shape;
+        shape.len() == statements.len()
+            && shape
+                .iter()
+                .zip(statements)
+                .all(|((plan, shape), statement)| statement.plan == *plan && statement.has(shape))
+    }
+
+    /// Adds a transaction; answers whether all its values could be. If not, nothing of it was added.
+    fn push(
+        &mut self,
+        header: &Header,
+        bound: Timestamp,
+        statements: &[Statement<'_>],
+        plans: &[Plan],
+    ) -> Result<bool> {
+        let mut arrays = self.values.iter_mut();
+        let mut added = 0;
+        let mut whole = true;
+        for statement in statements {
+            let Some(change) = statement.row_change() else { continue };
+            for value in plans[statement.plan].values(&change) {
+                let array =
+                    arrays.next().context("a transaction has more values than its shape")?;
+                whole = array.push(value)?;
+                if !whole {
+                    break;
+                }
+                added += 1;
+            }
+            if !whole {
+                break;
+            }
         }
+        if !whole {
+            self.values[..added].iter_mut().for_each(Array::pop);
+            return Ok(false);
+        }
+        self.lsns.push_binary(&header.commit_lsn.0.to_be_bytes());
+        self.times.push_binary(&header.commit_time.0.to_be_bytes());
+        self.bounds.push_binary(&bound.0.to_be_bytes());
         (self.last, self.last_time) = (header.commit_lsn, header.commit_time);
         self.transactions += 1;
-        Ok(())
+        Ok(true)
     }
 
     fn is_full(&self) -> bool {
-        let bytes: usize = self.values.iter().map(TextArray::len_bytes).sum();
+        let bytes: usize = self.values.iter().map(Array::len_bytes).sum();
         self.transactions >= RUN_TRANSACTIONS_MAX || bytes >= RUN_BYTES_MAX
     }
-}
-
-/// A transaction that a procedure could repeat.
-struct Candidate {
-    shape: TransactionShape,
-    values: Vec<Option<Bytes>>,
 }
 
 impl Lane<'_> {
@@ -119,48 +204,65 @@ impl Lane<'_> {
         if !matches!(self.delivery(&header), Delivery::Deliver) {
             return Ok(false);
         }
-        let Some(candidate) = self.candidate(frame, &header)? else {
+        let Some(statements) = self.statements(frame)? else {
             return Ok(false);
         };
-        let Some(call) = self.procedure(&candidate).await? else {
-            return Ok(false);
-        };
-        if self.calls.run.as_ref().is_some_and(|run| run.shape != candidate.shape) {
+        if !self.calls.run.as_ref().is_some_and(|run| run.is_of(&statements)) {
             self.send_run().await?;
+            let Some(procedure) = self.procedure(&statements).await? else {
+                return Ok(false);
+            };
+            self.calls.run = Some(Run::new(procedure));
         }
-        let Candidate { shape, values } = candidate;
-        let run = self.calls.run.get_or_insert_with(|| Run::new(shape, call, values.len()));
-        let bound = {
-            let mut history = self.shared.recent.lock();
-            let bound = bound(&history, self.shared.identity.node, self.source.origin, &header);
-            recent::note_commit(&mut history, self.source.origin, &header);
-            bound
+        let Some(bound) = self.note_run(&header, &statements) else {
+            return Ok(false);
         };
-        run.push(&header, &bound, &values)?;
+        let Some(run) = &mut self.calls.run else { return Ok(false) };
+        if !run.push(&header, bound, &statements, &self.plans)? {
+            return Ok(false);
+        }
         if run.is_full() {
             self.send_run().await?;
         }
         Ok(true)
     }
 
+    /// Notes what the statements delete and claim. Answers the transaction's bound; nothing when one of them must be
+    /// looked at closely.
+    fn note_run(&self, header: &Header, statements: &[Statement<'_>]) -> Option<Timestamp> {
+        let version = recent::version(self.source.origin, header);
+        let writer = Writer { version, vector: &header.vector };
+        let mut history = self.shared.recent.lock();
+        for statement in statements {
+            if let Some(keys) = &self.plans[statement.plan].keys
+                && recent::note(&mut history, keys, &statement.change, &writer, Side::Remote)
+            {
+                return None;
+            }
+        }
+        let bound = bound(&history, self.shared.identity.node, self.source.origin, header);
+        recent::note_commit(&mut history, self.source.origin, header);
+        Some(bound)
+    }
+
     /// Sends the run that is being gathered, if any.
     pub(super) async fn send_run(&mut self) -> Step<()> {
-        let Some(run) = self.calls.run.take() else {
+        let Some(run) = self.calls.run.take().filter(|run| run.transactions > 0) else {
             return Ok(());
         };
         while self.session.in_flight() >= CALLS_IN_FLIGHT_MAX {
             let outcome = self.session.outcome().await?;
             self.settle(outcome)?;
         }
-        let previous = self.sent.to_string();
+        let previous = self.sent.0.to_be_bytes();
         let arrays: Vec<Vec<u8>> = [run.lsns, run.times, run.bounds]
             .into_iter()
             .chain(run.values)
-            .map(TextArray::finish)
+            .map(Array::finish)
             .collect();
-        let mut parameters = vec![Parameter::Text(previous.as_bytes())];
+        let mut parameters = vec![Parameter::Binary(&previous)];
         parameters.extend(arrays.iter().map(|array| Parameter::Binary(array)));
-        self.session.execute(&run.call, &parameters, Purpose::Call)?;
+        self.session.execute(&run.procedure.call, &parameters, Purpose::Call)?;
         self.session.sync_run(run.last, run.transactions);
         self.shared.status.sent(self.source.origin, run.last, run.last_time);
         self.sent = run.last;
@@ -171,7 +273,7 @@ impl Lane<'_> {
     pub(super) fn forget_calls(&mut self, statements: &[String]) {
         self.calls.run = None;
         self.calls.shapes.retain(|_, known| match known {
-            Known::Procedure(call) => !statements.contains(call),
+            Known::Procedure(procedure) => !statements.contains(&procedure.call),
             Known::Seen(_) => true,
         });
     }
@@ -181,144 +283,119 @@ impl Lane<'_> {
         self.calls = Calls::default();
     }
 
-    /// The shape and the values of a transaction, if all its tables have plans and it does nothing unusual.
-    fn candidate(&mut self, frame: &Frame, header: &Header) -> Step<Option<Candidate>> {
-        let version = recent::version(self.source.origin, header);
-        let writer = Writer { version, vector: &header.vector };
-        let mut candidate = Candidate { shape: Vec::new(), values: Vec::new() };
-        let mut plans: Vec<(u32, usize)> = Vec::new();
-        for raw in frame.messages() {
+    /// The statements of a transaction, if all its tables have plans and it does nothing unusual.
+    fn statements<'f>(&self, frame: &'f Frame) -> Step<Option<Vec<Statement<'f>>>> {
+        let mut statements = Vec::with_capacity(STATEMENTS_MAX);
+        let mut plans: [(u32, usize); STATEMENTS_MAX] = [(0, 0); STATEMENTS_MAX];
+        let mut told = 0;
+        for raw in frame.message_slices() {
             if raw.first() == Some(&b'R') {
-                let Some(plan) = self.known.get(&raw) else { return Ok(None) };
-                plans.push((crate::replication::recent::relation_id(&raw), *plan));
+                let (Some(plan), Some(place)) = (self.known.get(raw), plans.get_mut(told)) else {
+                    return Ok(None);
+                };
+                *place = (recent::relation_id(raw), *plan);
+                told += 1;
                 continue;
             }
-            let Message::Change(change) =
-                pgoutput::decode(&raw).context("decode a spooled message")?
-            else {
-                return Ok(None);
+            let decoded = pgoutput::decode(raw).context("decode a spooled message")?;
+            let Message::Change(change) = decoded else { return Ok(None) };
+            let (relation, width) = match &change {
+                Change::Insert { relation, new } | Change::Update { relation, new, .. } => {
+                    (*relation, Some(new.len()))
+                }
+                Change::Delete { relation, .. } => (*relation, None),
+                Change::Truncate { .. } => return Ok(None),
             };
-            let plan_of = |relation: u32| {
-                plans.iter().rev().find(|(known, _)| *known == relation).map(|(_, plan)| *plan)
-            };
-            if candidate.shape.len() == STATEMENTS_MAX
-                || !take(&mut candidate, &self.plans, plan_of, &raw, &change)
-            {
+            let plan = plans[..told].iter().rev().find(|(known, _)| *known == relation);
+            let Some((_, plan)) = plan.copied() else { return Ok(None) };
+            let fits = width.is_none_or(|width| width == self.plans[plan].width());
+            if !fits || statements.len() == STATEMENTS_MAX {
                 return Ok(None);
             }
-            let keys = plan_of(change.relation()).and_then(|plan| self.plans[plan].keys.as_ref());
-            let mut history = self.shared.recent.lock();
-            if keys.is_some_and(|keys| {
-                recent::note(&mut history, keys, &change, &writer, Side::Remote)
-            }) {
-                return Ok(None);
-            }
+            statements.push(Statement { plan, change });
         }
-        Ok((!candidate.shape.is_empty()).then_some(candidate))
+        Ok((!statements.is_empty()).then_some(statements))
     }
 
-    /// The prepared CALL for a shape; makes the procedure when the shape has come often enough.
-    async fn procedure(&mut self, candidate: &Candidate) -> Step<Option<String>> {
-        match self.calls.shapes.get_mut(&candidate.shape) {
-            Some(Known::Procedure(call)) => return Ok(Some(call.clone())),
+    /// The procedure for a shape, made when the shape has come often enough. Nothing may be gathered.
+    async fn procedure(&mut self, statements: &[Statement<'_>]) -> Step<Option<Arc<Procedure>>> {
+        let shape: TransactionShape =
+            statements.iter().map(|statement| (statement.plan, statement.shape())).collect();
+        match self.calls.shapes.get_mut(&shape) {
+            Some(Known::Procedure(procedure)) => return Ok(Some(procedure.clone())),
             Some(Known::Seen(times)) if *times >= SEEN_MIN => {}
             Some(Known::Seen(times)) => {
                 *times += 1;
                 return Ok(None);
             }
             None => {
-                self.calls.shapes.insert(candidate.shape.clone(), Known::Seen(1));
+                self.calls.shapes.insert(shape, Known::Seen(1));
                 return Ok(None);
             }
         }
-        self.send_run().await?;
         if self.calls.procedures >= PROCEDURES_MAX {
             self.forget_plans().await?;
             return Ok(None);
         }
         self.settle_all().await?;
         let name = format!("apply_{}_{}", self.source.origin, self.calls.procedures);
-        let values = candidate.values.len();
-        self.session.query(&create_procedure(&name, &candidate.shape, values, &self.plans)).await?;
-        let places: String = (2..values + 5).map(|place| format!(", ${place}::text[]")).collect();
-        let call = format!("call synapsedb.{name}($1::text{places}, 0)");
+        let elements: Vec<_> =
+            shape.iter().flat_map(|(plan, shape)| self.plans[*plan].elements(shape)).collect();
+        self.session.query(&create_procedure(&name, &shape, &elements, &self.plans)).await?;
+        let places =
+            (5..).zip(&elements).map(|(place, element)| format!(", ${place}::{}[]", element.sql()));
+        let call = format!(
+            "call synapsedb.{name}($1::pg_lsn, $2::pg_lsn[], $3::timestamptz[], $4::timestamptz[]{}, 0)",
+            places.collect::<String>()
+        );
         self.session.prepare(&name, &call)?;
         self.calls.procedures += 1;
-        self.calls.shapes.insert(candidate.shape.clone(), Known::Procedure(name.clone()));
-        Ok(Some(name))
+        let procedure = Arc::new(Procedure { shape: shape.clone(), call: name, elements });
+        self.calls.shapes.insert(shape, Known::Procedure(procedure.clone()));
+        Ok(Some(procedure))
     }
-}
-
-/// Adds a change to a candidate; answers whether a procedure can repeat it.
-fn take<'a>(
-    candidate: &mut Candidate,
-    plans: &[Plan],
-    plan_of: impl Fn(u32) -> Option<usize>,
-    raw: &Bytes,
-    change: &Change<'a>,
-) -> bool {
-    // The bound has its own array.
-    let bound: &[u8] = b"";
-    let (relation, width) = match change {
-        Change::Insert { relation, new } | Change::Update { relation, new, .. } => {
-            (*relation, Some(new.len()))
-        }
-        Change::Delete { relation, .. } => (*relation, None),
-        Change::Truncate { .. } => return false,
-    };
-    let Some(number) = plan_of(relation) else { return false };
-    let plan = &plans[number];
-    if width.is_some_and(|width| width != plan.width()) {
-        return false;
-    }
-    let (shape, mut parameters) = match change {
-        Change::Insert { new, .. } => (Shape::Insert, plan.insert_parameters(new)),
-        Change::Update { old, new, .. } => plan.update_parameters(old.as_ref(), new, bound),
-        Change::Delete { old, .. } => (Shape::Delete, plan.delete_parameters(old, bound)),
-        Change::Truncate { .. } => return false,
-    };
-    if plan.has_versions() && shape != Shape::Insert {
-        parameters.pop();
-    }
-    for parameter in parameters {
-        candidate.values.push(match parameter {
-            Parameter::Null => None,
-            Parameter::Text(text) => Some(raw.slice_ref(text)),
-            Parameter::Binary(_) => return false,
-        });
-    }
-    candidate.shape.push((number, shape));
-    true
 }
 
 /// The procedure that repeats transactions of a shape, as SQL.
-fn create_procedure(name: &str, shape: &TransactionShape, values: usize, plans: &[Plan]) -> String {
-    let list = |part: &dyn Fn(usize) -> String| (1..=values).map(part).collect::<String>();
+fn create_procedure(
+    name: &str,
+    shape: &TransactionShape,
+    elements: &[Element],
+    plans: &[Plan],
+) -> String {
+    let list = |part: &dyn Fn(usize, &str) -> String| {
+        (1..).zip(elements).map(|(n, element)| part(n, element.sql())).collect::<String>()
+    };
     let mut statements = String::new();
-    let (mut before, mut bounded) = (0, false);
+    let mut before = 0;
+    let writes =
+        shape.iter().any(|(plan, shape)| *shape == Shape::Insert || plans[*plan].has_versions());
+    if !writes {
+        // A transaction that changes nothing would not be recorded as applied.
+        statements.push_str("perform pg_catalog.pg_current_xact_id(); ");
+    }
     for (plan, shape) in shape {
-        let sql = plans[*plan].in_procedure(shape, before);
-        let missed = if plans[*plan].has_versions() && *shape != Shape::Insert {
-            bounded = true;
-            "raise exception 'the row is not as its writer saw it' using errcode = 'SY001'"
-        } else {
-            "ineffective := ineffective + 1"
-        };
-        let _ = write!(statements, "{sql}; if not found then {missed}; end if; ");
-        before += plans[*plan].values_of(shape);
+        let plan = &plans[*plan];
+        let _ = write!(statements, "{}; ", plan.in_procedure(shape, before));
+        if *shape != Shape::Insert {
+            statements.push_str(match plan.has_versions() {
+                true => "if not found then raise exception using errcode = 'SY001'; end if; ",
+                false => "if not found then ineffective := ineffective + 1; end if; ",
+            });
+        }
+        before += plan.elements(shape).len();
     }
     let body = format!(
         include_str!("../sql/apply_run.plpgsql"),
-        bound = if bounded { ", u.b::timestamptz as b" } else { "" },
-        fields = list(&|n| format!(", u.c{n}")),
-        arrays = list(&|n| format!(", v{n}")),
-        names = list(&|n| format!(", c{n}")),
+        variables = list(&|n, sql| format!(" c{n} {sql};")),
+        arrays = list(&|n, _| format!(", v{n}")),
+        names = list(&|n, _| format!(", c{n}")),
         statements = statements,
     );
-    let parameters = list(&|n| format!(", v{n} text[]"));
+    let parameters = list(&|n, sql| format!(", v{n} {sql}[]"));
     format!(
-        "create procedure synapsedb.{name}(previous text, lsns text[], times text[], bounds text[]{parameters}, \
-         inout ineffective bigint) language plpgsql as {}",
+        "create procedure synapsedb.{name}(previous pg_lsn, lsns pg_lsn[], times timestamptz[], \
+         bounds timestamptz[]{parameters}, inout ineffective bigint) language plpgsql as {}",
         quote::literal(&body)
     )
 }

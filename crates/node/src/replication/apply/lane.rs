@@ -428,7 +428,7 @@ impl<'a> Lane<'a> {
             recent::note_commit(&mut history, self.source.origin, header);
             bound
         };
-        self.bound = bound.into_bytes();
+        self.bound = sql_bound(bound).into_bytes();
         self.header = Some(header.clone());
         self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
         let (previous, lsn) = (self.sent.to_string(), header.commit_lsn.to_string());
@@ -456,8 +456,9 @@ impl<'a> Lane<'a> {
             return Delivery::AwaitOrigin { origin: here, lsn };
         }
         let skew_us = i64::try_from(self.shared.config.clock_skew_max_ms).unwrap_or(i64::MAX);
-        let applied = self.shared.applied.visible();
-        delivery::decide(&point, here, &applied, now(), skew_us.saturating_mul(1000))
+        self.shared.applied.with_visible(|applied| {
+            delivery::decide(&point, here, applied, now(), skew_us.saturating_mul(1000))
+        })
     }
 
     pub(super) async fn gate(&mut self, header: &Header) -> Step<()> {
@@ -548,9 +549,14 @@ fn now() -> Timestamp {
     Timestamp::from_unix_us(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
 }
 
-/// Up to which commit time a transaction has certainly seen the writers of rows here, as SQL.
-pub(super) fn bound(history: &History, here: NodeId, origin: NodeId, header: &Header) -> String {
+/// Up to which commit time a transaction has certainly seen the writers of rows here.
+pub(super) fn bound(history: &History, here: NodeId, origin: NodeId, header: &Header) -> Timestamp {
     let bound = history.bound(here, origin, &header.vector, header.commit_time);
+    if bound <= EARLIEST { Timestamp(i64::MIN) } else { bound }
+}
+
+/// [`bound`] as SQL.
+pub(super) fn sql_bound(bound: Timestamp) -> String {
     if bound <= EARLIEST { "-infinity".to_owned() } else { sql_time(bound) }
 }
 

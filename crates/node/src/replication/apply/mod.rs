@@ -6,6 +6,7 @@
 mod array;
 mod calls;
 mod catalog;
+mod element;
 mod lane;
 mod plan;
 mod session;

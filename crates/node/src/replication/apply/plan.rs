@@ -8,7 +8,8 @@ use synapsedb_core::change::{OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use synapsedb_core::ids::NodeId;
 use synapsedb_pg::quote;
 
-use super::array::TextArray;
+use super::array::Array;
+use super::element::Element;
 use super::session::Parameter;
 use crate::replication::keys::{LocalKeys, RowKeys, UniqueIndex};
 
@@ -42,9 +43,10 @@ impl VersionCheck {
     pub(super) fn seen(&self, target: &str, bound: &str) -> String {
         let mine = self.origins.iter().find(|(_, node)| *node == self.origin);
         let mine = mine.map_or(-1, |(identifier, _)| i64::from(*identifier));
+        // The time alone costs least, and is enough for most rows.
         format!(
-            "(select v.roident = {mine} or v.\"timestamp\" <= {bound} \
-             from pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin) v) is not false"
+            "(pg_catalog.pg_xact_commit_timestamp({target}.xmin) <= {bound} or \
+             (pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin)).roident = {mine}) is not false"
         )
     }
 
@@ -75,7 +77,8 @@ pub(crate) enum Shape {
 enum Place {
     /// It is a prepared statement: parameters `$1`, `$2`, …
     Statement,
-    /// It stands in a procedure: text fields of the record `r`, numbered on from here, and the bound `r.b`.
+    /// It stands in a procedure: variables `c1`, `c2`, … of the types of their elements, numbered on from here, and the
+    /// bound `bound_`.
     Procedure(usize),
 }
 
@@ -84,7 +87,7 @@ impl Place {
     fn value(self, number: usize, type_name: &str) -> String {
         match self {
             Self::Statement => format!("${number}"),
-            Self::Procedure(before) => format!("r.c{}::{type_name}", before + number),
+            Self::Procedure(before) => cast(&format!("c{}", before + number), type_name),
         }
     }
 
@@ -92,7 +95,7 @@ impl Place {
     fn bound(self, number: usize) -> String {
         match self {
             Self::Statement => format!("${number}::timestamptz"),
-            Self::Procedure(_) => "r.b".to_owned(),
+            Self::Procedure(_) => "bound_".to_owned(),
         }
     }
 
@@ -113,6 +116,22 @@ pub(super) struct Column {
     pub(super) local: LocalColumn,
     /// Whether it is one of those that name the row.
     pub(super) key: bool,
+}
+
+impl Column {
+    fn updatable(&self) -> bool {
+        !self.local.generated && !self.local.always_identity
+    }
+}
+
+/// A change of one row, for which there is a [`Shape`].
+pub(crate) enum RowChange<'t, 'v> {
+    /// The row.
+    Insert(&'t [Value<'v>]),
+    /// What names the row, and the row after the update.
+    Update(&'t [Value<'v>], &'t [Value<'v>]),
+    /// What names the row.
+    Delete(&'t [Value<'v>]),
 }
 
 /// The statements for one relation as one origin describes it.
@@ -223,13 +242,12 @@ impl Plan {
         let names = list(written.iter().map(|column| quote::ident(&column.local.name)));
         let mut sql = format!("insert into {} as t ({names}) overriding system value ", self.table);
         if many {
-            let casts =
-                list(written.iter().enumerate().map(|(index, column)| {
-                    format!("u.c{}::{}", index + 1, column.local.type_name)
-                }));
-            let arrays = list((1..=written.len()).map(|index| format!("${index}::text[]")));
-            let aliases = list((1..=written.len()).map(|index| format!("c{index}")));
-            let _ = write!(sql, "select {casts} from unnest({arrays}) as u({aliases})");
+            let value = |(index, column): (usize, &&Column)| {
+                let type_name = &column.local.type_name;
+                let array = format!("${}::{}[]", index + 1, Element::of(type_name).sql());
+                cast(&format!("unnest({array})"), type_name)
+            };
+            let _ = write!(sql, "select {}", list(written.iter().enumerate().map(value)));
         } else {
             let value = |(index, column): (usize, &&Column)| {
                 place.value(index + 1, &column.local.type_name)
@@ -261,8 +279,7 @@ impl Plan {
     }
 
     fn updatable(&self, index: usize, present: &[bool]) -> bool {
-        let local = &self.columns[index].local;
-        present.get(index).copied().unwrap_or(false) && !local.generated && !local.always_identity
+        present.get(index).copied().unwrap_or(false) && self.columns[index].updatable()
     }
 
     fn update(&self, present: &[bool], place: Place) -> String {
@@ -338,26 +355,28 @@ impl Plan {
         written.map(|(_, value)| parameter(*value)).collect()
     }
 
-    /// One binary text array per written column of [`Shape::InsertMany`].
+    /// One binary array per written column of [`Shape::InsertMany`]; `None` when a value must go as text.
     ///
     /// # Errors
     /// A value that is not text; the stream is asked for text only.
-    pub(crate) fn insert_many_parameters(&self, rows: &[Tuple<'_>]) -> Result<Vec<Vec<u8>>> {
-        let written = self.columns.iter().enumerate().filter(|(_, column)| !column.local.generated);
-        let array = |index: usize| -> Result<Vec<u8>> {
-            let mut array = TextArray::new();
-            for row in rows {
-                array.push(match row[index] {
-                    Value::Null => None,
-                    Value::Text(text) => Some(text),
-                    Value::Unchanged | Value::Binary(_) => {
-                        bail!("an inserted row holds a value that is not text")
-                    }
-                })?;
+    pub(crate) fn insert_many_parameters(
+        &self,
+        rows: &[Tuple<'_>],
+    ) -> Result<Option<Vec<Vec<u8>>>> {
+        let mut arrays = Vec::with_capacity(self.columns.len());
+        for (index, column) in self.columns.iter().enumerate() {
+            if column.local.generated {
+                continue;
             }
-            Ok(array.finish())
-        };
-        written.map(|(index, _)| array(index)).collect()
+            let mut array = Array::new(Element::of(&column.local.type_name));
+            for row in rows {
+                if !array.push(row[index])? {
+                    return Ok(None);
+                }
+            }
+            arrays.push(array.finish());
+        }
+        Ok(Some(arrays))
     }
 
     /// Whether rows have versions: then updates and deletes end with the bound as their last parameter.
@@ -406,18 +425,41 @@ impl Plan {
         parameters.extend(keys.map(|(_, value)| parameter(*value)));
     }
 
-    /// How many values a statement for one row takes, the commit time not counted.
-    pub(crate) fn values_of(&self, shape: &Shape) -> usize {
-        let keys = self.columns.iter().filter(|column| column.key).count();
+    /// The values of a statement for one row, in the order of its parameters. The commit time is not among them.
+    pub(crate) fn values<'t, 'v>(
+        &self,
+        change: &'t RowChange<'t, 'v>,
+    ) -> impl Iterator<Item = Value<'v>> {
+        let (set, keys): (&[Value<'v>], &[Value<'v>]) = match change {
+            RowChange::Insert(new) => (new, &[]),
+            RowChange::Update(old, new) => (new, old),
+            RowChange::Delete(old) => (&[], old),
+        };
+        let set = self.columns.iter().zip(set).filter(move |(column, value)| match change {
+            RowChange::Insert(_) => !column.local.generated,
+            RowChange::Update(..) | RowChange::Delete(_) => {
+                **value != Value::Unchanged && column.updatable()
+            }
+        });
+        let keys = self.columns.iter().zip(keys).filter(|(column, _)| column.key);
+        set.chain(keys).map(|(_, value)| *value)
+    }
+
+    /// How the values of a statement for one row are sent to a procedure.
+    pub(super) fn elements(&self, shape: &Shape) -> Vec<Element> {
+        let of = |column: &Column| Element::of(&column.local.type_name);
+        let written = self.columns.iter().filter(|column| !column.local.generated);
+        let keys = self.columns.iter().filter(|column| column.key);
+        // Rows without a key are compared as text.
+        let keys = keys.map(|column| if self.primary_key { of(column) } else { Element::Text });
         match shape {
-            Shape::Insert | Shape::InsertMany => {
-                self.columns.iter().filter(|column| !column.local.generated).count()
-            }
-            Shape::Update(present) => {
-                (0..self.columns.len()).filter(|index| self.updatable(*index, present)).count()
-                    + keys
-            }
-            Shape::Delete => keys,
+            Shape::Insert | Shape::InsertMany => written.map(of).collect(),
+            Shape::Update(present) => (0..self.columns.len())
+                .filter(|index| self.updatable(*index, present))
+                .map(|index| of(&self.columns[index]))
+                .chain(keys)
+                .collect(),
+            Shape::Delete => keys.collect(),
         }
     }
 
@@ -429,6 +471,16 @@ impl Plan {
     /// The table, quoted, for TRUNCATE and for messages.
     pub(crate) fn table(&self) -> &str {
         &self.table
+    }
+}
+
+/// An element of an array as a value of the column's type.
+fn cast(value: &str, type_name: &str) -> String {
+    let element = Element::of(type_name);
+    if element != Element::Text || type_name == element.sql() {
+        value.to_owned()
+    } else {
+        format!("{value}::{type_name}")
     }
 }
 

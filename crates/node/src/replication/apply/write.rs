@@ -152,8 +152,8 @@ impl Lane<'_> {
         self.note(batch.plan, &rows)?;
         let rows: Vec<Tuple<'_>> = rows.into_iter().filter_map(inserted).collect();
         rows.iter().try_for_each(|row| self.fits(batch.plan, row))?;
-        if rows.len() >= BATCH_ROWS_MIN {
-            return self.insert_many(batch.plan, &rows);
+        if rows.len() >= BATCH_ROWS_MIN && self.insert_many(batch.plan, &rows)? {
+            return Ok(());
         }
         rows.iter().try_for_each(|row| {
             let parameters = self.plans[batch.plan].insert_parameters(row);
@@ -161,15 +161,18 @@ impl Lane<'_> {
         })
     }
 
-    fn insert_many(&mut self, plan: usize, rows: &[Tuple<'_>]) -> Step<()> {
-        let arrays = self.plans[plan].insert_many_parameters(rows)?;
+    /// Inserts rows by arrays; answers whether their values can go so.
+    fn insert_many(&mut self, plan: usize, rows: &[Tuple<'_>]) -> Step<bool> {
+        let Some(arrays) = self.plans[plan].insert_many_parameters(rows)? else {
+            return Ok(false);
+        };
         let parameters: Vec<_> = arrays.iter().map(|array| Parameter::Binary(array)).collect();
         let (name, sql) = self.plans[plan].statement(&Shape::InsertMany);
         if let Some(sql) = sql {
             self.session.prepare(&name, &sql)?;
         }
         self.session.execute(&name, &parameters, Purpose::Other)?;
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -117,6 +117,16 @@ impl Frame {
         })
     }
 
+    /// [`Frame::messages`] that do not outlive the frame.
+    pub fn message_slices(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.messages.clone();
+        std::iter::from_fn(move || {
+            let message = message_at(&self.raw, &rest)?;
+            rest.start = message.end;
+            Some(&self.raw[message])
+        })
+    }
+
     /// The LSN and the vector if the frame is a checkpoint.
     pub(super) fn checkpoint(&self) -> Option<(Lsn, VersionVector)> {
         if self.flags() != CHECKPOINT {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
 use tokio::sync::watch;
@@ -17,16 +17,22 @@ use super::{Header, Shared, SpoolError, Tail};
 
 /// The one owner of a spool's end. It writes into the system's memory; [`Writer::sync`] makes that durable.
 ///
-/// A transaction becomes visible to readers as a whole, by [`Writer::commit`] or by its last received frame. Whatever
-/// fails before that undoes it, and the writer can be used again.
+/// A transaction becomes visible to readers as a whole by [`Writer::show`], which costs one write for all that were
+/// completed since the last. Whatever fails before that undoes what was not shown, and the writer can be used again.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
     segment: Arc<Segment>,
     file: Arc<File>,
-    /// Where the next frame goes; beyond the segment's published end while a transaction is open.
-    offset: u64,
+    /// The end of what is in the file; beyond the segment's published end while a transaction is open.
+    written: u64,
+    /// Frames that follow in the file and are not written yet.
+    held: BytesMut,
+    /// Where the complete transactions end, shown or not.
+    complete_end: u64,
     tail: Tail,
+    /// The tail that readers see.
+    shown: Tail,
     open: Option<Open>,
     builder: Builder,
     sender: watch::Sender<Lsn>,
@@ -34,6 +40,9 @@ pub struct Writer {
     /// Held so that nobody else writes here; the system lets it go with the process.
     lock: File,
 }
+
+/// So many frames of the usual size are written together, or fewer when they are shown.
+const HELD_FRAMES: usize = 4;
 
 /// The transaction that has been begun.
 #[derive(Debug)]
@@ -65,14 +74,32 @@ impl Writer {
         durable: Arc<Durable>,
         lock: File,
     ) -> Self {
-        let offset = segment.end();
-        let (file, builder) = (Arc::new(file), Builder::default());
-        Self { shared, segment, file, offset, tail, open: None, builder, sender, durable, lock }
+        let end = segment.end();
+        Self {
+            shared,
+            segment,
+            file: Arc::new(file),
+            written: end,
+            held: BytesMut::new(),
+            complete_end: end,
+            shown: tail.clone(),
+            tail,
+            open: None,
+            builder: Builder::default(),
+            sender,
+            durable,
+            lock,
+        }
     }
 
-    /// Where the complete transactions end.
+    /// Where the complete transactions end, shown or not.
     pub fn tail(&self) -> Tail {
         self.tail.clone()
+    }
+
+    /// The commit LSN of the tail.
+    pub fn tail_commit_lsn(&self) -> Lsn {
+        self.tail.commit_lsn
     }
 
     /// Begins a transaction.
@@ -103,14 +130,15 @@ impl Writer {
         }
         let (got, max) = (self.builder.with(message.len()), self.frame_bytes_max());
         if got > max {
-            self.roll_back();
+            self.abort();
             return Err(SpoolError::TooLarge { got, max });
         }
         self.builder.message(message);
         Ok(())
     }
 
-    /// Completes the open transaction, which ends before `end_lsn` in its origin's WAL, and shows it to the readers.
+    /// Completes the open transaction, which ends before `end_lsn` in its origin's WAL. Readers see it after
+    /// [`Writer::show`].
     ///
     /// # Errors
     /// [`SpoolError::Misuse`] when none is open; [`SpoolError::DiskFull`] and [`SpoolError::Io`], after which none is
@@ -123,13 +151,33 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes what is complete and shows it to the readers.
+    ///
+    /// # Errors
+    /// [`SpoolError::DiskFull`] and [`SpoolError::Io`], after which nothing is open and the tail is what was shown
+    /// last: what came after it can be begun again.
+    pub fn show(&mut self) -> Result<(), SpoolError> {
+        if self.complete_end == self.segment.end() {
+            return Ok(());
+        }
+        self.write_held()?;
+        self.segment.publish(self.complete_end);
+        self.segment.note(self.tail.commit_lsn, self.complete_end);
+        self.shown.clone_from(&self.tail);
+        self.sender.send_replace(self.tail.commit_lsn);
+        Ok(())
+    }
+
     /// Undoes the open transaction, if there is one.
     pub fn abort(&mut self) {
-        let written = self.offset != self.segment.end();
         self.open = None;
         self.builder.clear();
-        if written {
-            self.roll_back();
+        if self.written > self.complete_end {
+            self.held.clear();
+            self.cut(self.complete_end);
+        } else {
+            let held = self.complete_end - self.written;
+            self.held.truncate(usize::try_from(held).unwrap_or(usize::MAX));
         }
     }
 
@@ -146,12 +194,16 @@ impl Writer {
             return Ok(());
         }
         self.rotate_if_full()?;
+        self.show()?;
         self.builder.checkpoint(lsn, vector);
-        self.write_built()?;
+        self.put_built()?;
         self.builder.clear();
-        self.segment.publish(self.offset);
+        self.write_held()?;
+        self.complete_end = self.end();
+        self.segment.publish(self.complete_end);
         self.tail.end_lsn = lsn;
         self.tail.vector = vector.clone();
+        self.shown.clone_from(&self.tail);
         Ok(())
     }
 
@@ -170,25 +222,27 @@ impl Writer {
             self.tail = old;
             return Err(error);
         }
+        self.shown.clone_from(&self.tail);
         self.sender.send_replace(tail.commit_lsn);
         let emptied = super::Spool { shared: self.shared.clone() };
         emptied.trim(tail.commit_lsn).map(|_| ())
     }
 
-    /// Appends a frame that a peer sent, as it is. Answers the commit LSN when that completes a transaction.
+    /// Appends a frame that a peer sent, as it is. Answers the commit LSN when that completes a transaction,
+    /// which readers see after [`Writer::show`].
     ///
     /// # Errors
     /// [`SpoolError::FrameRefused`] unless it is a whole frame with the right checksum that continues the open
     /// transaction or begins one, and no checkpoint; [`SpoolError::OutOfOrder`]; [`SpoolError::Misuse`] within a
     /// transaction that was begun by [`Writer::begin`]. These change nothing. [`SpoolError::DiskFull`] and
     /// [`SpoolError::Io`] undo the transaction: its first frame must come again. [`SpoolError::Failed`].
-    pub fn append_frame(&mut self, raw: &[u8]) -> Result<Option<Lsn>, SpoolError> {
+    pub fn append_frame(&mut self, raw: &Bytes) -> Result<Option<Lsn>, SpoolError> {
         self.durable.usable()?;
         if raw.len() as u64 > self.frame_bytes_max() {
             let what = format!("it has {} bytes, which exceeds frame_bytes_max", raw.len());
             return Err(SpoolError::FrameRefused(what));
         }
-        let frame = Frame::parse(Bytes::copy_from_slice(raw))
+        let frame = Frame::parse(raw.clone())
             .map_err(|error| SpoolError::FrameRefused(error.to_string()))?;
         let refuse = |what: &str| Err(SpoolError::FrameRefused(what.to_owned()));
         if frame.checkpoint().is_some() {
@@ -209,18 +263,18 @@ impl Writer {
             }
             (Some(From::Peer), None) => {}
         }
-        self.write(raw)?;
+        self.put(raw)?;
         Ok(frame.end_lsn().map(|end_lsn| self.complete(end_lsn)))
     }
 
-    /// Waits until everything that was complete at the call is on the disk, and answers where that ends. The waiting
+    /// Waits until everything that was shown at the call is on the disk, and answers where that ends. The waiting
     /// happens off the async threads and without the writer, which can go on meanwhile.
     ///
     /// # Errors
     /// [`SpoolError::Io`] and [`SpoolError::DiskFull`] when the disk failed; it is unknown then what of it is durable,
     /// so that every later call that would write answers [`SpoolError::Failed`] until the spool is opened again.
     pub fn sync(&self) -> impl Future<Output = Result<Tail, SpoolError>> + Send + use<> {
-        let tail = self.tail.clone();
+        let tail = self.shown.clone();
         let (file, segment) = (self.file.clone(), self.segment.clone());
         let position = Position { segment: segment.number, offset: segment.end() };
         let durable = self.durable.clone();
@@ -265,23 +319,41 @@ impl Writer {
         }
     }
 
-    /// Writes the frame that was built.
+    /// Appends the frame that was built.
     fn flush(&mut self, end_lsn: Option<Lsn>) -> Result<(), SpoolError> {
         self.builder.seal(end_lsn);
-        self.write_built()
+        self.put_built()
     }
 
-    fn write_built(&mut self) -> Result<(), SpoolError> {
+    fn put_built(&mut self) -> Result<(), SpoolError> {
         let builder = std::mem::take(&mut self.builder);
-        let written = self.write(builder.sealed());
+        let put = self.put(builder.sealed());
         self.builder = builder;
-        written
+        put
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
-        match self.file.write_all_at(bytes, self.offset) {
+    /// Where the next frame goes.
+    fn end(&self) -> u64 {
+        self.written + self.held.len() as u64
+    }
+
+    fn put(&mut self, frame: &[u8]) -> Result<(), SpoolError> {
+        self.held.extend_from_slice(frame);
+        if self.held.len() < self.held_bytes_max() { Ok(()) } else { self.write_held() }
+    }
+
+    fn held_bytes_max(&self) -> usize {
+        HELD_FRAMES * self.shared.config.frame_bytes
+    }
+
+    fn write_held(&mut self) -> Result<(), SpoolError> {
+        match self.file.write_all_at(&self.held, self.written) {
             Ok(()) => {
-                self.offset += bytes.len() as u64;
+                self.written = self.end();
+                if self.held.capacity() > 2 * self.held_bytes_max() {
+                    self.held = BytesMut::new();
+                }
+                self.held.clear();
                 Ok(())
             }
             Err(source) => {
@@ -291,12 +363,20 @@ impl Writer {
         }
     }
 
-    /// Cuts the file back to its last complete transaction.
+    /// Forgets everything that was not shown.
     fn roll_back(&mut self) {
         self.open = None;
         self.builder.clear();
-        self.offset = self.segment.end();
-        if let Err(error) = self.file.set_len(self.offset) {
+        self.held.clear();
+        self.tail.clone_from(&self.shown);
+        self.complete_end = self.segment.end();
+        self.cut(self.complete_end);
+    }
+
+    /// Cuts the file.
+    fn cut(&mut self, end: u64) {
+        self.written = end;
+        if let Err(error) = self.file.set_len(end) {
             let file = self.segment.path.display();
             tracing::error!(%file, "cannot cut off an unfinished transaction: {error}");
             self.durable.fail(&self.segment.path);
@@ -304,37 +384,40 @@ impl Writer {
     }
 
     fn complete(&mut self, end_lsn: Lsn) -> Lsn {
-        self.segment.publish(self.offset);
         if let Some(Open { header, .. }) = self.open.take() {
             let Header { commit_lsn, vector, .. } = header;
             self.tail = Tail { commit_lsn, end_lsn, vector };
-            self.segment.note(commit_lsn, self.offset);
         }
-        self.sender.send_replace(self.tail.commit_lsn);
+        self.complete_end = self.end();
         self.tail.commit_lsn
     }
 
     fn rotate_if_full(&mut self) -> Result<(), SpoolError> {
-        let full = self.offset >= self.shared.config.segment_bytes && self.offset > HEADER_BYTES;
-        if full { self.rotate() } else { Ok(()) }
+        let end = self.end();
+        if end < self.shared.config.segment_bytes || end <= HEADER_BYTES {
+            return Ok(());
+        }
+        self.show()?;
+        self.rotate()
     }
 
     /// Makes the next segment. This one is made durable first, which also holds the caller up for that long; where the
     /// spool is synced often, little is left to do.
     fn rotate(&mut self) -> Result<(), SpoolError> {
-        let position = Position { segment: self.segment.number, offset: self.offset };
+        let position = Position { segment: self.segment.number, offset: self.written };
         self.durable.sync(&self.file, &self.segment.path, position)?;
         let header = SegmentHeader {
             id: self.shared.id,
             number: self.segment.number + 1,
-            previous_bytes: self.offset,
+            previous_bytes: self.written,
             before: self.tail.clone(),
         };
         let (path, file) = segment::create(&self.shared.dir, &header)?;
         let next = Arc::new(Segment::last(path, &header, HEADER_BYTES, Index::default()));
         self.shared.segments().insert(next.number, next.clone());
         self.segment.seal();
-        (self.segment, self.file, self.offset) = (next, Arc::new(file), HEADER_BYTES);
+        (self.segment, self.file) = (next, Arc::new(file));
+        (self.written, self.complete_end) = (HEADER_BYTES, HEADER_BYTES);
         Ok(())
     }
 }

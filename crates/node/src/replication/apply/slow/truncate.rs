@@ -2,7 +2,7 @@
 
 use synapsedb_core::change::Value;
 
-use super::super::lane::{Lane, bound};
+use super::super::lane::{Lane, bound, sql_bound};
 use super::log::Conflict;
 use super::statement;
 use super::{Settled, Trouble};
@@ -39,7 +39,7 @@ impl Lane<'_> {
             bound(&history, self.shared.identity.node, self.source.origin, &header)
         };
         for plan in plans {
-            self.empty(plan, &bound).await?;
+            self.empty(plan, &sql_bound(bound)).await?;
         }
         Ok(())
     }

@@ -129,6 +129,7 @@ fn large_transactions_and_messages_pass_whole() {
         writer.message(b"Ismall").unwrap();
     }
     writer.commit(Lsn(18)).unwrap();
+    writer.show().unwrap();
     append(&mut writer, 20, 1).unwrap();
     assert_eq!(segments(dir.path()).len(), 2);
     let read = read_after(&spool, 0).unwrap();

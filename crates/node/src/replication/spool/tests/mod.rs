@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use synapsedb_core::time::Timestamp;
 use tempfile::TempDir;
 
@@ -45,7 +46,8 @@ fn append(writer: &mut Writer, commit_lsn: u64, count: usize) -> Result<(), Spoo
     for message in messages(commit_lsn, count) {
         writer.message(&message)?;
     }
-    writer.commit(Lsn(commit_lsn + 8))
+    writer.commit(Lsn(commit_lsn + 8))?;
+    writer.show()
 }
 
 #[derive(Debug, PartialEq)]
@@ -160,6 +162,36 @@ fn an_open_transaction_is_not_seen_and_an_aborted_one_leaves_nothing() {
 }
 
 #[test]
+fn what_is_complete_is_seen_when_it_is_shown_and_survives_an_abort() {
+    let dir = temporary();
+    let (mut writer, spool) = open(dir.path(), id(), small()).unwrap();
+    let complete = |writer: &mut Writer, lsn, count| {
+        writer.begin(&header(lsn)).unwrap();
+        messages(lsn, count).iter().for_each(|message| writer.message(message).unwrap());
+        writer.commit(Lsn(lsn + 8)).unwrap();
+    };
+    append(&mut writer, 10, 1).unwrap();
+    complete(&mut writer, 20, 1);
+    complete(&mut writer, 30, 2);
+    assert_eq!((lsns(&read_after(&spool, 0).unwrap()), writer.tail_commit_lsn().0), (vec![10], 30));
+    for unfinished in [1, 30] {
+        writer.begin(&header(40)).unwrap();
+        messages(40, unfinished).iter().for_each(|message| writer.message(message).unwrap());
+        writer.abort();
+    }
+    writer.show().unwrap();
+    assert_eq!(lsns(&read_after(&spool, 0).unwrap()), [10, 20, 30]);
+    complete(&mut writer, 40, 60);
+    drop((writer, spool));
+    let (mut writer, spool) = open(dir.path(), id(), small()).unwrap();
+    let kept = writer.tail_commit_lsn().0;
+    assert!(kept == 30 || kept == 40, "what was not shown is there as a whole or not at all");
+    append(&mut writer, 50, 1).unwrap();
+    let read: Vec<_> = lsns(&read_after(&spool, 20).unwrap());
+    assert_eq!(read, if kept == 30 { vec![30, 50] } else { vec![30, 40, 50] });
+}
+
+#[test]
 fn the_writer_refuses_what_does_not_fit_and_changes_nothing() {
     let dir = temporary();
     let (mut writer, spool) = open(dir.path(), id(), small()).unwrap();
@@ -174,8 +206,10 @@ fn the_writer_refuses_what_does_not_fit_and_changes_nothing() {
         writer.checkpoint(Lsn(30), &VersionVector::new()),
         Err(SpoolError::Misuse(_))
     ));
-    assert!(matches!(writer.append_frame(b"x"), Err(SpoolError::FrameRefused(_))));
+    let refused = writer.append_frame(&Bytes::from_static(b"x"));
+    assert!(matches!(refused, Err(SpoolError::FrameRefused(_))));
     writer.commit(Lsn(28)).unwrap();
+    writer.show().unwrap();
     assert_eq!(lsns(&read_after(&spool, 0).unwrap()), [10, 20]);
     assert!(matches!(open(dir.path(), id(), small()), Err(SpoolError::InUse { .. })));
 }
@@ -265,7 +299,7 @@ fn a_peer_appends_frames_as_they_are_and_nothing_else() {
     let (mut peer, received) = open(peer_dir.path(), id(), small()).unwrap();
     let refused = |peer: &mut Writer, raw: &[u8]| {
         let before = (peer.tail(), received.bytes());
-        let error = peer.append_frame(raw).unwrap_err();
+        let error = peer.append_frame(&Bytes::copy_from_slice(raw)).unwrap_err();
         assert_eq!((peer.tail(), received.bytes()), before);
         matches!(error, SpoolError::FrameRefused(_) | SpoolError::OutOfOrder { .. })
     };
@@ -276,6 +310,7 @@ fn a_peer_appends_frames_as_they_are_and_nothing_else() {
         assert!(refused(&mut peer, &flipped) && refused(&mut peer, &frame.raw[1..]));
         assert!(refused(&mut peer, &[&frame.raw[..], b"x"].concat()));
         let completed = peer.append_frame(&frame.raw).unwrap();
+        peer.show().unwrap();
         assert_eq!(completed.is_some(), frame.is_last());
         assert!(refused(&mut peer, &frames[0].raw), "a first frame again");
     }
