@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use synapsedb_dev::client::{Server, Session};
+use synapsedb_dev::client::Session;
 use synapsedb_dev::load::{self, Load};
 use synapsedb_dev::{Cluster, HttpPort, Node, eventually};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use crate::{NOTICED, binary, cluster, shared};
+use crate::{NOTICED, agent, binary, cluster, shared};
 
 /// What makes a session one whose changes the agents do not see.
 const ORIGIN: &str = "select pg_replication_origin_create('synapsedb_settle')
@@ -30,15 +30,6 @@ async fn behind_the_back(node: &Node) -> Session {
     })
     .await;
     session
-}
-
-/// A node's server with the role of its agent.
-fn agent(node: &Node) -> Server {
-    let password = std::fs::read_to_string(node.folder().join("secrets/agent.password")).unwrap();
-    let mut server = node.server().clone();
-    server.user = "synapsedb_agent".to_owned();
-    server.password = password.trim().to_owned();
-    server
 }
 
 /// Changes rows on one node only.
@@ -348,21 +339,6 @@ async fn what_is_dropped_or_altered_meanwhile_is_no_difference() {
             "{job:#}"
         );
         assert_eq!(job["tables"].as_array().unwrap().len(), tables, "{job:#}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_web_page_of_somebody_else_cannot_begin_a_repair() {
-    let cluster = shared().await;
-    for path in ["/replication/verify", "/replication/quarantine/1/skip"] {
-        let url = cluster.node(1).url(HttpPort::Raft, path);
-        let answer = tokio::task::spawn_blocking(move || {
-            // What a form can send without being asked: no JSON by its type.
-            let agent: ureq::Agent =
-                ureq::Agent::config_builder().http_status_as_error(false).build().into();
-            agent.post(url).content_type("text/plain").send("{}").unwrap().status().as_u16()
-        });
-        assert_eq!(answer.await.unwrap(), 415, "{path}");
     }
 }
 
