@@ -67,3 +67,18 @@ async fn an_unknown_path_is_a_json_error() {
     assert_eq!(status, 404);
     assert!(body["code"].is_string() && body["message"].is_string(), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_of_somebody_else_cannot_begin_a_repair() {
+    let cluster = shared().await;
+    for path in ["/replication/verify", "/replication/quarantine/1/skip"] {
+        let url = cluster.node(1).url(HttpPort::Raft, path);
+        let answer = tokio::task::spawn_blocking(move || {
+            // What a form can send without being asked: no JSON by its type.
+            let agent: ureq::Agent =
+                ureq::Agent::config_builder().http_status_as_error(false).build().into();
+            agent.post(url).content_type("text/plain").send("{}").unwrap().status().as_u16()
+        });
+        assert_eq!(answer.await.unwrap(), 415, "{path}");
+    }
+}

@@ -31,8 +31,9 @@ mod verify;
 
 use std::time::Duration;
 
+use synapsedb_dev::client::Server;
 use synapsedb_dev::cluster::Borrowed;
-use synapsedb_dev::{Binary, Cluster, Shared};
+use synapsedb_dev::{Binary, Cluster, Node, Shared};
 
 /// How long a change of health may take to be seen.
 const NOTICED: Duration = Duration::from_secs(30);
@@ -52,6 +53,15 @@ async fn shared() -> Borrowed<'static> {
 /// A cluster of a test's own.
 async fn cluster(nodes: u16) -> Cluster {
     binary().cluster(nodes).await
+}
+
+/// A node's server with the role of its agent.
+fn agent(node: &Node) -> Server {
+    let password = std::fs::read_to_string(node.folder().join("secrets/agent.password")).unwrap();
+    let mut server = node.server().clone();
+    server.user = "synapsedb_agent".to_owned();
+    server.password = password.trim().to_owned();
+    server
 }
 
 /// Says why a test shows nothing on this machine.

@@ -1,10 +1,9 @@
 //! `synapsedb repl` and `conflicts`: a lag that cannot lie, and what is kept of conflicts and of the quarantine.
 
 use serde_json::{Value, json};
-use synapsedb_dev::client::Server;
-use synapsedb_dev::{Cluster, HttpPort, Node, eventually};
+use synapsedb_dev::{Cluster, HttpPort, eventually};
 
-use crate::{NOTICED, binary, cluster};
+use crate::{NOTICED, agent, binary, cluster};
 
 pub(crate) fn run(cluster: &Cluster, words: &[&str], arguments: &[&str]) -> (i32, String, String) {
     let data = ["--data", cluster.data().to_str().unwrap()];
@@ -89,15 +88,6 @@ async fn the_lag_is_measured_between_all_nodes_and_never_made_up() {
     );
     let (code, text, _) = run(&cluster, &["repl"], &[]);
     assert!(code == 3 && text.contains("unreachable") && text.contains("? B"), "{code} {text}");
-}
-
-/// A node's server with the role of its agent.
-fn agent(node: &Node) -> Server {
-    let password = std::fs::read_to_string(node.folder().join("secrets/agent.password")).unwrap();
-    let mut server = node.server().clone();
-    server.user = "synapsedb_agent".to_owned();
-    server.password = password.trim().to_owned();
-    server
 }
 
 #[tokio::test(flavor = "multi_thread")]

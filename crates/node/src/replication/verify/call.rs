@@ -206,8 +206,9 @@ impl Circle<'_> {
     fn limit(&self, ask: &Ask) -> Duration {
         let config = &self.shared.config.verify;
         let limit_ms = match ask {
-            Ask::Tables { .. } | Ask::Position | Ask::Await { .. } | Ask::End => {
-                config.barrier_timeout_ms
+            Ask::Tables { .. } | Ask::Position | Ask::End => config.barrier_timeout_ms,
+            Ask::Await { .. } => {
+                config.barrier_timeout_ms.saturating_mul(u64::from(local::BARRIER_LIMITS))
             }
             Ask::Digest { .. }
             | Ask::NextBound { .. }

@@ -25,6 +25,9 @@ use crate::replication::api::sql_words;
 /// A comparison that has asked nothing for so long has ended, whatever became of its coordinator.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
+/// A node that comes nearer to a barrier may take this many times `barrier_timeout_ms`.
+pub(super) const BARRIER_LIMITS: u32 = 6;
+
 /// What a comparison has open here.
 pub(super) struct Session {
     job: Uuid,
@@ -215,23 +218,30 @@ async fn position(shared: &Shared, client: &Client) -> Result<Position> {
     Ok(Position { published, visible: shared.applied.visible() })
 }
 
-/// Waits until this node has applied `target`; says what is missing if it does not come in time.
+/// Waits until this node has applied `target`, longer while it comes nearer; says what is missing if it does not.
 async fn behind(shared: &Shared, target: &VersionVector) -> Option<String> {
     let here = shared.identity.node;
-    let lacks = |visible: &VersionVector| {
-        target.iter().find(|(origin, lsn)| *origin != here && visible.get(*origin) < *lsn)
+    let lacking = |visible: &VersionVector| {
+        let mut all = target.iter().map(|(origin, lsn)| (origin, lsn, visible.get(origin)));
+        all.find(|(origin, lsn, applied)| *origin != here && applied < lsn)
     };
     let limit = Duration::from_millis(shared.config.verify.barrier_timeout_ms);
+    let begun = Instant::now();
     let mut visible = shared.applied.watch_visible();
-    let waited = timeout(limit, visible.wait_for(|visible| lacks(visible).is_none())).await;
-    if matches!(waited, Ok(Ok(_))) {
-        return None;
+    let mut nearest = lacking(&shared.applied.visible())?;
+    loop {
+        let waited = timeout(limit, visible.wait_for(|visible| lacking(visible).is_none())).await;
+        if matches!(waited, Ok(Ok(_))) {
+            return None;
+        }
+        let lacks = lacking(&shared.applied.visible())?;
+        let (origin, lsn, applied) = lacks;
+        if lacks == nearest || begun.elapsed() >= limit * BARRIER_LIMITS {
+            let waited_ms = begun.elapsed().as_millis();
+            return Some(format!(
+                "has applied node {origin} up to {applied} only, not up to {lsn}, after {waited_ms} ms"
+            ));
+        }
+        nearest = lacks;
     }
-    let visible = shared.applied.visible();
-    let (origin, lsn) = lacks(&visible)?;
-    Some(format!(
-        "has applied node {origin} up to {} only, not up to {lsn}, after {} ms",
-        visible.get(origin),
-        limit.as_millis()
-    ))
 }

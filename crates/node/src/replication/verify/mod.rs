@@ -45,7 +45,7 @@ pub struct Config {
     pub pause_ms: u64,
     /// How long one statement of a comparison may take on a node.
     pub statement_timeout_ms: u64,
-    /// How long a node may take to apply what the others had committed.
+    /// How long a node may take to apply what the others had committed, or to come nearer to it.
     pub barrier_timeout_ms: u64,
     /// How many looks after the first must show the very same before a row differs.
     pub confirmations: usize,
