@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`] |
 //! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
-//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`], [`failover`] |
+//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`], [`failover`], [`verify`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
 //! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`], and what is
@@ -25,4 +25,5 @@ pub mod policy;
 pub mod sequence;
 pub mod state;
 pub mod time;
+pub mod verify;
 pub mod version;

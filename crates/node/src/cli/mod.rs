@@ -1,17 +1,21 @@
 //! The command line: one verb per file.
 
 mod agent;
+mod ask;
 mod cert;
+mod conflicts;
 mod down;
 mod endpoints;
 mod init;
 mod logs;
 mod progress;
 mod psql;
+mod repl;
 mod sample;
 mod status;
 mod table;
 mod up;
+mod verify;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -25,12 +29,15 @@ use crate::tasks::Shutdown;
 
 /// Exit code: it failed, or the answer is no.
 const FAILURE: u8 = 1;
-/// Exit code of `status`: the cluster works, but not all of it.
+/// Exit code of `status`, `repl` and `conflicts`: the cluster works, but not all of it.
 const DEGRADED: u8 = 3;
+/// Exit code of `verify`: the nodes do not hold the same rows.
+const DIFFERENT: u8 = 4;
 
 /// One database made of stock PostgreSQL servers.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 (status) works, but not all of it.
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 (status, repl, conflicts) works, but not all of it, 4 (verify) the
+/// nodes differ.
 #[derive(Parser)]
 #[command(name = "synapsedb", version, disable_help_subcommand = true)]
 struct Cli {
@@ -48,6 +55,13 @@ enum Command {
     Status(status::Arguments),
     /// Opens psql on an endpoint or a node
     Psql(psql::Arguments),
+    /// Shows how far the nodes are behind each other, and what could not be applied
+    Repl(repl::Arguments),
+    /// Shows conflicts and how they were settled
+    #[command(subcommand)]
+    Conflicts(conflicts::Command),
+    /// Compares the rows of all nodes
+    Verify(verify::Arguments),
     /// Prints the logs of the agents or of the PostgreSQL servers
     Logs(logs::Arguments),
     /// Makes the directory of a cluster without starting anything
@@ -99,6 +113,11 @@ impl Data {
         std::path::absolute(&dir).with_context(|| format!("--data {} is no path", dir.display()))
     }
 
+    /// This directory, or the one that was named before the verb.
+    fn or(&self, before: &Self) -> Self {
+        Self { dir: self.dir.clone().or_else(|| before.dir.clone()) }
+    }
+
     fn cluster(&self) -> Result<Cluster> {
         layout::load(&self.path()?)
     }
@@ -115,6 +134,9 @@ pub fn main() -> ExitCode {
         Command::Down(arguments) => down::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Psql(arguments) => psql::run(&arguments),
+        Command::Repl(arguments) => repl::run(&arguments),
+        Command::Conflicts(command) => conflicts::run(&command),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Logs(arguments) => logs::run(&arguments),
         Command::Init(arguments) => init::run(&arguments),
         Command::Agent(arguments) => agent::run(&arguments),

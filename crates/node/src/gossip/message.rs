@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 1 | foca's bytes
-//! 2 | incarnation u32, start u64, counter u64, ready u8, wal_lsn u64,
+//! 2 | incarnation u32, start u64, counter u64, ready u8, wal_lsn u64, published_lsn u64, unread_bytes u64,
 //!     n u8, n × (node u16, lsn u64),  m u8, m × (node u16, incarnation u32, start u64, age_ms u32)
 //! 3 | incarnation u32, start u64
 //! ```
@@ -89,6 +89,8 @@ impl Heartbeat {
         out.put_u64(self.counter);
         out.put_u8(u8::from(self.facts.postgres_ready));
         out.put_u64(self.facts.wal_lsn.0);
+        out.put_u64(self.facts.published_lsn.0);
+        out.put_u64(self.facts.unread_bytes);
         // At most NodeId::MAX entries each, so a byte counts them.
         out.put_u8(u8::try_from(self.facts.applied.len()).unwrap_or(u8::MAX));
         for (origin, lsn) in self.facts.applied.iter() {
@@ -110,6 +112,8 @@ impl Heartbeat {
         let mut facts = Facts {
             postgres_ready: from.try_get_u8().ok()? == 1,
             wal_lsn: Lsn(from.try_get_u64().ok()?),
+            published_lsn: Lsn(from.try_get_u64().ok()?),
+            unread_bytes: from.try_get_u64().ok()?,
             ..Facts::default()
         };
         for _ in 0..from.try_get_u8().ok()? {
@@ -158,6 +162,8 @@ mod tests {
                 postgres_ready: true,
                 applied: applied.into_iter().collect(),
                 wal_lsn: Lsn(6),
+                published_lsn: Lsn(4),
+                unread_bytes: 2,
             },
             hears: [(NodeId::new(1).unwrap(), heard)].into(),
         };

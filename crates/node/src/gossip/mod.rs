@@ -118,6 +118,10 @@ pub struct Facts {
     pub applied: VersionVector,
     /// Where its own WAL ends.
     pub wal_lsn: Lsn,
+    /// The last transaction of its own that it has spooled for the others.
+    pub published_lsn: Lsn,
+    /// Bytes of its own WAL that it has not read yet: they may hold more transactions.
+    pub unread_bytes: u64,
 }
 
 /// What gossip believes of a member.

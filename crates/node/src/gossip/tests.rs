@@ -70,6 +70,8 @@ async fn the_dead_are_suspected_then_down_and_come_back() {
         postgres_ready: true,
         applied: [(node(1), Lsn(7))].into_iter().collect(),
         wal_lsn: Lsn(9),
+        published_lsn: Lsn(8),
+        unread_bytes: 1,
     };
     third.gossip.publish(facts.clone());
     eventually("the facts of node 3", || {

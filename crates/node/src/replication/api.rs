@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
-use super::Handle;
+use super::{Handle, lag};
+use crate::http::api::ErrorBody;
 
 /// What replication is doing on the node that answers.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -61,18 +64,112 @@ pub struct LaneBody {
     pub applied_lsn: String,
     /// The age of the origin's newest probe row that arrived here: how far this node may be behind, in milliseconds.
     pub probe_age_ms: Option<u64>,
+    /// Bytes of the origin's WAL that may hold transactions which are not applied here; null while the origin does not
+    /// say how far it is.
+    pub lag_bytes: Option<u64>,
+    /// When the origin's transaction that was applied last committed there, RFC 3339 in UTC.
+    #[schema(example = "2025-05-17T08:00:00.000Z")]
+    pub applied_commit_time: Option<String>,
+    /// How long ago the origin said last how far it is: the age of `lag_bytes`.
+    pub heartbeat_age_ms: Option<u64>,
+}
+
+/// `GET /replication/status`: this node, and how far every node is behind every other.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ReplicationBody {
+    /// The node that answers.
+    #[serde(flatten)]
+    pub own: StatusBody,
+    /// One row per node: its lanes as it says itself, asked for this answer.
+    pub matrix: Vec<MatrixRowBody>,
+}
+
+/// How far one node is behind the others.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MatrixRowBody {
+    /// The node that receives.
+    pub node: u16,
+    /// Why it did not answer; null when it did.
+    pub unreachable: Option<String>,
+    /// One per origin; null when it did not answer: what it said earlier is not shown.
+    pub lanes: Option<Vec<MatrixLaneBody>>,
+}
+
+/// How far a node is behind one origin.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MatrixLaneBody {
+    /// The node where the transactions were committed.
+    pub origin: u16,
+    /// As in `lanes`.
+    pub state: String,
+    /// As in `lanes`.
+    pub detail: Option<String>,
+    /// As in `lanes`.
+    pub probe_age_ms: Option<u64>,
+    /// As in `lanes`.
+    pub lag_bytes: Option<u64>,
+    /// As in `lanes`.
+    pub applied_commit_time: Option<String>,
+    /// As in `lanes`.
+    pub heartbeat_age_ms: Option<u64>,
+}
+
+impl From<LaneBody> for MatrixLaneBody {
+    fn from(lane: LaneBody) -> Self {
+        Self {
+            origin: lane.origin,
+            state: lane.state.to_owned(),
+            detail: lane.detail.or(lane.fetch_error),
+            probe_age_ms: lane.probe_age_ms,
+            lag_bytes: lane.lag_bytes,
+            applied_commit_time: lane.applied_commit_time,
+            heartbeat_age_ms: lane.heartbeat_age_ms,
+        }
+    }
+}
+
+/// `POST` without anything to say: `{}`. A body of JSON is asked for, since a web page of somebody else's cannot send
+/// one to this machine unseen.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmptyBody {}
+
+/// How a request failed.
+pub(crate) fn failed(error: &anyhow::Error) -> Response {
+    let said = error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.code());
+    let ours = said.is_none_or(|code| !code.code().starts_with("22"));
+    if ours {
+        ErrorBody::new("unavailable", format!("{error:#}")).with(StatusCode::SERVICE_UNAVAILABLE)
+    } else {
+        ErrorBody::new("bad_request", sql_words(error)).with(StatusCode::BAD_REQUEST)
+    }
+}
+
+/// What the server said: the text of a tokio-postgres error alone is "db error".
+pub(crate) fn sql_words(error: &anyhow::Error) -> String {
+    let said = error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error());
+    said.map_or_else(
+        || format!("{error:#}"),
+        |said| format!("{} {}", said.code().code(), said.message()),
+    )
 }
 
 /// The routes of this component.
 pub fn routes(handle: Handle) -> Router {
-    Router::new().route("/replication/status", get(status)).with_state(handle)
+    let routes = Router::new().route("/replication/status", get(status)).with_state(handle.clone());
+    routes
+        .merge(super::conflicts::api::routes(handle.clone()))
+        .merge(super::quarantine::api::routes(handle.clone()))
+        .merge(super::verify::api::routes(handle))
 }
 
 /// The status of replication on this node.
 #[utoipa::path(get, path = "/replication/status", tag = "replication",
-    responses((status = 200, description = "What replication does on this node", body = StatusBody)))]
-async fn status(State(handle): State<Handle>) -> Json<StatusBody> {
-    Json(handle.status())
+    responses((status = 200, description = "What replication does on this node, and how far every node is behind every \
+        other", body = ReplicationBody)))]
+async fn status(State(handle): State<Handle>) -> Json<ReplicationBody> {
+    let matrix = lag::matrix(&handle.shared).await;
+    Json(ReplicationBody { own: handle.status(), matrix })
 }
 
 #[derive(OpenApi)]
@@ -81,5 +178,9 @@ struct Document;
 
 /// The description of the routes.
 pub fn document() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    let mut document = Document::openapi();
+    document.merge(super::conflicts::api::document());
+    document.merge(super::quarantine::api::document());
+    document.merge(super::verify::api::document());
+    document
 }

@@ -9,13 +9,16 @@
 pub mod api;
 pub mod apply;
 mod bootstrap;
+pub mod conflicts;
 pub mod ddl;
 mod fetch;
 mod keys;
+mod lag;
 mod metrics;
 mod probe;
 mod progress;
 mod publish;
+pub mod quarantine;
 mod recent;
 mod recheck;
 mod retry;
@@ -23,6 +26,7 @@ mod serve;
 pub mod spool;
 mod status;
 mod task;
+pub mod verify;
 mod visible;
 
 use std::collections::BTreeMap;
@@ -84,6 +88,8 @@ pub struct Config {
     /// Sequences step by this many times their increment, so that the nodes' values never meet. At least the number
     /// of nodes; it cannot be changed later.
     pub sequence_stride: u16,
+    /// The limits of comparing the nodes.
+    pub verify: verify::Config,
 }
 
 impl Default for Config {
@@ -107,6 +113,7 @@ impl Default for Config {
             retry_min_ms: 50,
             retry_max_ms: 2000,
             sequence_stride: NodeId::MAX,
+            verify: verify::Config::default(),
         }
     }
 }
@@ -131,6 +138,7 @@ pub(crate) struct Shared {
     pub(crate) recent: recent::Recent,
     pub(crate) status: status::Board,
     pub(crate) metrics: metrics::Metrics,
+    pub(crate) verify: verify::Board,
     /// Another one at every start of the agent; written into the probe row.
     pub(crate) boot: uuid::Uuid,
 }
@@ -189,8 +197,10 @@ pub fn new(
         recent,
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),
+        verify: verify::Board::new(registry),
         boot: uuid::Uuid::new_v4(),
     });
+    registry.register_collector(Box::new(lag::Metrics { shared: shared.clone() }));
     Ok((Handle { shared: shared.clone() }, Task::new(shared)))
 }
 

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use synapsedb_core::ids::NodeId;
+use synapsedb_core::time::Timestamp;
 
 use super::Shared;
+use super::status::Probe;
 
 /// Writes and reads probes until the session breaks.
 ///
@@ -32,7 +34,9 @@ pub(crate) async fn run(shared: &Shared) -> Result<()> {
         let rows = client.query(&read, &[]).await?;
         let probes = rows.iter().filter_map(|row| {
             let node = NodeId::new(u16::try_from(row.get::<_, i32>(0)).ok()?)?;
-            Some((node, u64::try_from(row.get::<_, i64>(2)).unwrap_or(0)))
+            let age_ms = u64::try_from(row.get::<_, i64>(2)).unwrap_or(0);
+            let commit_time = row.get::<_, Option<i64>>(3).map(Timestamp::from_unix_us);
+            Some((node, Probe { age_ms, commit_time }))
         });
         shared.status.probes(probes.collect());
     }

@@ -1,14 +1,15 @@
 //! What the loops of replication say of themselves, collected for the status page, readiness and the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::time::Timestamp;
 
-use super::Shared;
 use super::api::{LaneBody, PublisherBody, StatusBody};
+use super::{Shared, lag};
 use crate::gossip::MemberState;
 
 /// The status of this component.
@@ -38,6 +39,10 @@ struct Lane {
     state: LaneState,
     source: Option<NodeId>,
     fetch_error: Option<String>,
+    /// The transactions that are being applied, with their commit times.
+    sent: VecDeque<(Lsn, Timestamp)>,
+    /// The commit time of the transaction applied last.
+    applied_time: Option<Timestamp>,
 }
 
 #[derive(Default)]
@@ -51,7 +56,16 @@ struct Inner {
     confirmed: Lsn,
     publish_error: Option<String>,
     lanes: BTreeMap<NodeId, Lane>,
-    probes: BTreeMap<NodeId, (u64, Instant)>,
+    probes: BTreeMap<NodeId, (Probe, Instant)>,
+}
+
+/// The newest probe row of a node that arrived here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probe {
+    /// How long ago it was written, by the clocks of writer and reader.
+    pub(crate) age_ms: u64,
+    /// When the writing transaction committed, if the server still knows.
+    pub(crate) commit_time: Option<Timestamp>,
 }
 
 /// Where the loops write down what they do.
@@ -138,8 +152,31 @@ impl Board {
         }
     }
 
-    pub(crate) fn applied(&self, origin: NodeId) {
-        self.set(origin, LaneState::Flowing);
+    pub(crate) fn applied(&self, origin: NodeId, lsn: Lsn) {
+        let mut inner = self.lock();
+        let lane = inner.lanes.entry(origin).or_default();
+        if lane.state != LaneState::Flowing {
+            lane.state = LaneState::Flowing;
+        }
+        while let Some((_, time)) = lane.sent.front().filter(|(sent, _)| *sent <= lsn) {
+            lane.applied_time = Some(*time);
+            lane.sent.pop_front();
+        }
+    }
+
+    /// A transaction, or the last one of a run, is on its way to the server.
+    pub(crate) fn sent(&self, origin: NodeId, lsn: Lsn, time: Timestamp) {
+        self.lock().lanes.entry(origin).or_default().sent.push_back((lsn, time));
+    }
+
+    /// What was on its way through an earlier session was applied or will be sent again.
+    pub(crate) fn lane_starts(&self, origin: NodeId) {
+        self.lock().lanes.entry(origin).or_default().sent.clear();
+    }
+
+    /// Up to where the own WAL has been read.
+    pub(crate) fn read(&self) -> Lsn {
+        self.lock().read
     }
 
     pub(crate) fn waiting_for(&self, origin: NodeId, cause: NodeId, lsn: Lsn) {
@@ -164,27 +201,37 @@ impl Board {
         }
     }
 
-    pub(crate) fn probes(&self, ages_ms: BTreeMap<NodeId, u64>) {
+    pub(crate) fn probes(&self, probes: BTreeMap<NodeId, Probe>) {
         let now = Instant::now();
-        self.lock().probes = ages_ms.into_iter().map(|(node, age)| (node, (age, now))).collect();
+        self.lock().probes = probes.into_iter().map(|(node, probe)| (node, (probe, now))).collect();
     }
 }
 
 fn probe_age_ms(inner: &Inner, node: NodeId) -> Option<u64> {
-    let (age_ms, read_at) = inner.probes.get(&node)?;
-    Some(age_ms + u64::try_from(read_at.elapsed().as_millis()).unwrap_or(u64::MAX))
+    let (probe, read_at) = inner.probes.get(&node)?;
+    Some(probe.age_ms + u64::try_from(read_at.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// When the origin's transaction that was applied last committed there: what the lane says, or after a start the
+/// probe row.
+fn applied_time(inner: &Inner, origin: NodeId) -> Option<Timestamp> {
+    let by_lane = inner.lanes.get(&origin).and_then(|lane| lane.applied_time);
+    let by_probe = inner.probes.get(&origin).and_then(|(probe, _)| probe.commit_time);
+    by_lane.max(by_probe)
 }
 
 /// The whole status.
 pub(crate) fn collect(shared: &Shared) -> Status {
     let visible = shared.applied.visible();
     let spools = shared.spools.all();
+    let view = shared.gossip.view();
     let inner = shared.status.lock();
     let lanes = shared.peers.others().into_iter().map(|origin| {
         let starting = Lane::default();
         let lane = inner.lanes.get(&origin).unwrap_or(&starting);
         let received = spools.get(&origin).map(|(_, spool)| *spool.tail_watch().borrow());
         let (state, detail) = describe(&lane.state);
+        let member = view.members.get(&origin);
         LaneBody {
             origin: origin.get(),
             source: lane.source.map(NodeId::get),
@@ -194,6 +241,9 @@ pub(crate) fn collect(shared: &Shared) -> Status {
             received_lsn: received.unwrap_or_default().to_string(),
             applied_lsn: visible.get(origin).to_string(),
             probe_age_ms: probe_age_ms(&inner, origin),
+            lag_bytes: lag::bytes(member, visible.get(origin)),
+            applied_commit_time: applied_time(&inner, origin).map(lag::rfc3339),
+            heartbeat_age_ms: member.and_then(|member| member.heartbeat_age_ms),
         }
     });
     StatusBody {

@@ -15,8 +15,8 @@ use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, recent, retry,
-    serve,
+    Shared, bootstrap, fetch, lag, other_members, parse_origin_name, probe, publish, recent, retry,
+    serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -45,7 +45,10 @@ impl Task {
             let shared = serving.clone();
             Box::pin(async move { serve::run(&shared, stream).await })
         });
+        lag::serve(&shared);
+        verify::serve(&shared);
         let mut loops = JoinSet::new();
+        loops.spawn(verify::run(shared.clone(), stop.clone()));
         loops.spawn(publisher(shared.clone(), stop.clone()));
         loops.spawn(fetchers(shared.clone(), stop.clone()));
         loops.spawn(generations(shared.clone(), stop.clone()));
@@ -262,6 +265,7 @@ async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()>
             postgres_ready: false,
             applied: shared.applied.durable(),
             wal_lsn: Lsn::ZERO,
+            ..Facts::default()
         });
         retry::pause(&mut backoff, &stop).await;
     }
@@ -276,7 +280,7 @@ async fn progress(shared: &Shared) -> Result<()> {
         let (_, durable, wal_lsn) = progress_of(shared, &client).await?;
         shared.applied.set_durable(durable.clone());
         let ready = shared.status.is_prepared();
-        shared.gossip.publish(Facts { postgres_ready: ready, applied: durable, wal_lsn });
+        shared.gossip.publish(lag::facts(shared, ready, durable, wal_lsn));
         trim(shared)?;
     }
 }

@@ -18,11 +18,13 @@ mod guide;
 mod http;
 mod large;
 mod raft;
+mod repl;
 mod router;
 mod rows;
 mod sequences;
 mod tls;
 mod values;
+mod verify;
 
 use std::time::Duration;
 

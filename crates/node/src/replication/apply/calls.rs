@@ -14,6 +14,7 @@ use synapsedb_core::change::Change;
 use synapsedb_core::delivery::Delivery;
 use synapsedb_core::history::Writer;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::time::Timestamp;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 
@@ -64,6 +65,7 @@ struct Run {
     bounds: TextArray,
     values: Vec<TextArray>,
     last: Lsn,
+    last_time: Timestamp,
     transactions: u64,
 }
 
@@ -77,6 +79,7 @@ impl Run {
             bounds: TextArray::new(),
             values: (0..values).map(|_| TextArray::new()).collect(),
             last: Lsn::ZERO,
+            last_time: Timestamp::default(),
             transactions: 0,
         }
     }
@@ -88,7 +91,7 @@ impl Run {
         for (array, value) in self.values.iter_mut().zip(values) {
             array.push(value.as_deref())?;
         }
-        self.last = header.commit_lsn;
+        (self.last, self.last_time) = (header.commit_lsn, header.commit_time);
         self.transactions += 1;
         Ok(())
     }
@@ -159,6 +162,7 @@ impl Lane<'_> {
         parameters.extend(arrays.iter().map(|array| Parameter::Binary(array)));
         self.session.execute(&run.call, &parameters, Purpose::Call)?;
         self.session.sync_run(run.last, run.transactions);
+        self.shared.status.sent(self.source.origin, run.last, run.last_time);
         self.sent = run.last;
         Ok(())
     }

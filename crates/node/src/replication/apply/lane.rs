@@ -158,6 +158,7 @@ impl<'a> Lane<'a> {
             }
         }
         shared.applied.advance(source.origin, sent);
+        shared.status.lane_starts(source.origin);
         let reader = source.spool.reader_after(sent)?;
         let mut lane = Self {
             shared,
@@ -338,7 +339,7 @@ impl<'a> Lane<'a> {
             None => {
                 self.applied_any = true;
                 self.shared.applied.advance(self.source.origin, outcome.commit_lsn);
-                self.shared.status.applied(self.source.origin);
+                self.shared.status.applied(self.source.origin, outcome.commit_lsn);
                 self.shared.metrics.applied(outcome.transactions, outcome.ineffective);
                 Ok(())
             }
@@ -405,6 +406,7 @@ impl<'a> Lane<'a> {
         };
         self.bound = bound.into_bytes();
         self.header = Some(header.clone());
+        self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
         let (previous, lsn) = (self.sent.to_string(), header.commit_lsn.to_string());
         let time = sql_time(header.commit_time);
         let parameters = [

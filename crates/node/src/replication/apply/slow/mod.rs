@@ -88,7 +88,7 @@ impl Lane<'_> {
                 self.applied_any = true;
                 self.begun_any = true;
                 self.shared.applied.advance(self.source.origin, self.sent);
-                self.shared.status.applied(self.source.origin);
+                self.shared.status.applied(self.source.origin, self.sent);
                 self.shared.metrics.applied(1, 0);
                 return Ok(());
             };
@@ -134,6 +134,7 @@ impl Lane<'_> {
             Constraints::Immediate => "set constraints all immediate",
         };
         recent::note_commit(&mut self.shared.recent.lock(), self.source.origin, header);
+        self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
         self.open = Some(header.commit_lsn);
         self.header = Some(header.clone());
         self.ddl_tags.clear();

@@ -1,0 +1,55 @@
+//! The changes that could not be applied on this node and wait for a person, as `synapsedb.quarantine` keeps them.
+
+pub mod api;
+
+use anyhow::{Context as _, Result};
+
+use super::Shared;
+use api::QuarantinedBody;
+
+/// How many are shown when nobody says how many.
+const LIMIT: u32 = 100;
+/// How many are shown at most.
+const LIMIT_MAX: u32 = 1000;
+
+/// What came of another attempt at a quarantined change.
+#[derive(Debug)]
+pub(crate) enum Retried {
+    /// This agent cannot try it again.
+    Unable(&'static str),
+}
+
+/// The oldest changes in quarantine; one more than asked for, if there is one.
+async fn list(shared: &Shared, limit: u32) -> Result<Vec<QuarantinedBody>> {
+    let client = shared.sql("quarantine").await?;
+    client.batch_execute("set timezone = utc; set statement_timeout = '5s'").await?;
+    let limit = i64::from(limit) + 1;
+    let rows = client.query(include_str!("../sql/quarantine.sql"), &[&limit]).await?;
+    let parsed = rows.iter().map(|row| serde_json::from_str(row.get(0)));
+    parsed.collect::<Result<_, _>>().context("read synapsedb.quarantine")
+}
+
+/// Gives a quarantined change up: it is deleted, and the log keeps what it was.
+async fn skip(shared: &Shared, id: i64) -> Result<Option<QuarantinedBody>> {
+    let client = shared.sql("quarantine").await?;
+    client.batch_execute("set timezone = utc; set statement_timeout = '5s'").await?;
+    let deleted = client.query_opt(include_str!("../sql/skip_quarantined.sql"), &[&id]).await?;
+    let Some(row) = deleted else { return Ok(None) };
+    let json: &str = row.get(0);
+    tracing::warn!(
+        id,
+        "a quarantined change was given up by request and is not applied here: {json}"
+    );
+    Ok(Some(serde_json::from_str(json).context("read synapsedb.quarantine")?))
+}
+
+/// Tries a quarantined change again.
+pub(crate) async fn retry(_shared: &Shared, _id: i64) -> Result<Retried> {
+    Ok(Retried::Unable(
+        "a change in quarantine cannot be tried again by this agent; nothing was changed",
+    ))
+}
+
+fn limit(asked: Option<u32>) -> u32 {
+    asked.unwrap_or(LIMIT).clamp(1, LIMIT_MAX)
+}
