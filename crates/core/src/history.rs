@@ -8,10 +8,11 @@
 //! Rows and unique values are named by [`Digest`]s. The index never decides alone: it says that a transaction must be
 //! looked at closely, and answers exactly when it is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::NodeId;
 use crate::lsn::Lsn;
+use crate::policy::{Effect, Write};
 use crate::time::Timestamp;
 use crate::version::{RowVersion, VersionVector};
 
@@ -67,11 +68,33 @@ pub enum Seen {
 /// taken before the record is written. Measured: at most 121 µs; a process that is stopped in between takes longer.
 const INVERSION_US: i64 = 1_000_000;
 
+/// A write on a row of a table with a policy of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownWrite {
+    /// Who wrote and when.
+    pub version: RowVersion,
+    /// What the writer had seen of the others.
+    pub vector: VersionVector,
+    /// What was done.
+    pub effect: Effect,
+    /// The columns that were changed.
+    pub changed: BTreeSet<u16>,
+}
+
+impl KnownWrite {
+    /// The write as policies look at it.
+    pub fn as_write(&self) -> Write<'_> {
+        let Self { version, vector, effect, changed } = self;
+        Write { version: *version, seen: vector, effect: *effect, changed }
+    }
+}
+
 /// What an entry is, for forgetting it.
 #[derive(Clone, Copy, Debug)]
 enum Entry {
     Tombstone(Digest),
     Claim(Digest),
+    Write(Digest),
 }
 
 /// The index.
@@ -82,6 +105,8 @@ pub struct History {
     seen: BTreeMap<NodeId, VersionVector>,
     tombstones: BTreeMap<Digest, RowVersion>,
     claims: BTreeMap<Digest, Vec<Claim>>,
+    /// All writes on rows of tables with a policy of their own, in the order of their versions.
+    writes: BTreeMap<Digest, Vec<KnownWrite>>,
     /// By origin, in the order of registration, which is that of its commits.
     entries: BTreeMap<NodeId, VecDeque<(Lsn, Entry)>>,
     /// Rows that were inserted here by remote transactions which the decoding of the own WAL has not passed yet.
@@ -245,6 +270,33 @@ impl History {
         beats
     }
 
+    /// A write on a row of a table with a policy of its own. Answers whether another one is known that it had not seen.
+    /// What one transaction does to one row is one write.
+    pub fn wrote(&mut self, row: Digest, write: KnownWrite) -> bool {
+        let version = write.version;
+        let writes = self.writes.entry(row).or_default();
+        let unseen = writes.iter().any(|known| !write.as_write().covers(known.version));
+        match writes.binary_search_by_key(&version, |known| known.version) {
+            Ok(at) if writes[at].effect == Effect::Insert && write.effect == Effect::Update => {}
+            Ok(at) => {
+                let mut changed = std::mem::take(&mut writes[at].changed);
+                changed.extend(&write.changed);
+                writes[at] = KnownWrite { changed, ..write };
+            }
+            Err(at) => {
+                writes.insert(at, write);
+                let entries = self.entries.entry(version.origin).or_default();
+                entries.push_back((version.lsn, Entry::Write(row)));
+            }
+        }
+        unseen
+    }
+
+    /// The writes on a row of a table with a policy of its own that are remembered, earliest first.
+    pub fn writes(&self, row: Digest) -> &[KnownWrite] {
+        self.writes.get(&row).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// The latest write of another row than `row` that claims a unique value and is later than `version`: it takes the
     /// value from `row`, wherever its own row is now.
     pub fn taken_by(&self, value: Digest, row: Digest, version: RowVersion) -> Option<RowVersion> {
@@ -300,6 +352,16 @@ impl History {
                             self.tombstones.remove(&row);
                         }
                     }
+                    Entry::Write(row) => {
+                        if let Some(writes) = self.writes.get_mut(&row) {
+                            // The earliest first: a later one decides as long as an earlier one is remembered.
+                            let kept = writes.iter().position(|known| !is_stable(&known.version));
+                            writes.drain(..kept.unwrap_or(writes.len()));
+                            if writes.is_empty() {
+                                self.writes.remove(&row);
+                            }
+                        }
+                    }
                     Entry::Claim(value) => {
                         if let Some(claims) = self.claims.get_mut(&value) {
                             claims.retain(|claim| !is_stable(&claim.version));
@@ -318,7 +380,8 @@ impl History {
     pub fn len(&self) -> usize {
         let commits: usize = self.commits.values().map(VecDeque::len).sum();
         let claims: usize = self.claims.values().map(Vec::len).sum();
-        commits + self.tombstones.len() + claims + self.arrivals.len()
+        let writes: usize = self.writes.values().map(Vec::len).sum();
+        commits + self.tombstones.len() + claims + writes + self.arrivals.len()
     }
 
     /// Whether nothing at all is remembered.

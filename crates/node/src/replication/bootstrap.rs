@@ -27,6 +27,7 @@ pub(crate) async fn prepare(shared: &Shared) -> Result<()> {
         ("schema synapsedb", include_str!("sql/schema.sql")),
         ("the capture of DDL", include_str!("sql/capture.sql")),
         ("the upkeep of sequences and keys", include_str!("sql/upkeep.sql")),
+        ("the policies", include_str!("sql/policy.sql")),
         ("the repetition of DDL", include_str!("sql/run_ddl.sql")),
         ("the event triggers", include_str!("sql/triggers.sql")),
         ("the tables of conflicts and of the quarantine", include_str!("sql/settled.sql")),

@@ -1,10 +1,12 @@
 //! The names of rows and of the unique values that they hold, as every node computes them from the stream.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher as _};
 
 use anyhow::{Context as _, Result};
 use synapsedb_core::change::{Relation, Value};
 use synapsedb_core::history::Digest;
+use synapsedb_core::policy::{self, TablePolicy};
 use synapsedb_pg::client::Client;
 
 /// `numeric`, whose equal values may differ in trailing zeros.
@@ -41,16 +43,39 @@ impl UniqueIndex {
     }
 }
 
-/// The unique indexes of a table of the server behind `client`.
+/// What names and settles the rows of a local table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LocalKeys {
+    /// Its unique indexes.
+    pub(crate) indexes: Vec<UniqueIndex>,
+    /// What settles concurrent writes on it, if not last write wins.
+    pub(crate) policy: Option<TablePolicy>,
+}
+
+impl LocalKeys {
+    /// With the policy as `synapsedb.policy` has it. A policy that this version does not know is none, loudly.
+    pub(crate) fn new(indexes: Vec<UniqueIndex>, policy: Option<&str>) -> Self {
+        let parsed = policy.map(str::parse::<TablePolicy>).transpose();
+        let policy = parsed.unwrap_or_else(|error| {
+            tracing::error!("synapsedb.policy: {error}; last_write_wins is used");
+            None
+        });
+        Self { indexes, policy: policy.filter(|policy| *policy != TablePolicy::default()) }
+    }
+}
+
+/// The keys of a table of the server behind `client`.
 ///
 /// # Errors
 /// The server cannot be asked.
-pub(crate) async fn load(client: &Client, schema: &str, table: &str) -> Result<Vec<UniqueIndex>> {
+pub(crate) async fn load(client: &Client, schema: &str, table: &str) -> Result<LocalKeys> {
     let rows = client.query(include_str!("sql/table_keys.sql"), &[&schema, &table]).await?;
     let index = |row: &tokio_postgres::Row| {
         UniqueIndex::new(row.get(0), [row.get(1), row.get(2), row.get(3)], row.get(4))
     };
-    rows.iter().map(index).collect()
+    let indexes = rows.iter().map(index).collect::<Result<_>>()?;
+    let policy: Option<&str> = rows.first().and_then(|row| row.get(5));
+    Ok(LocalKeys::new(indexes, policy))
 }
 
 /// A column of a key: its place in the origin's tuples and its type there.
@@ -69,15 +94,56 @@ struct Unique {
 pub(crate) struct RowKeys {
     primary: Unique,
     others: Vec<Unique>,
+    /// What settles concurrent writes, if not last write wins.
+    policy: Option<TablePolicy>,
+    /// The number of each of the origin's columns: its place among the names in their order.
+    numbers: Vec<u16>,
+    /// The columns of each unique index, by number.
+    groups: Vec<BTreeSet<u16>>,
 }
 
 impl RowKeys {
     /// `None` for a table without a primary key, or whose key columns the origin does not have.
-    pub(crate) fn new(relation: &Relation, indexes: &[UniqueIndex]) -> Option<Self> {
+    pub(crate) fn new(relation: &Relation, local: &LocalKeys) -> Option<Self> {
+        let LocalKeys { indexes, policy } = local;
+        let mut names: Vec<&str> =
+            relation.columns.iter().map(|column| column.name.as_str()).collect();
+        names.sort_unstable();
+        let number = |name: &str| {
+            let at = names.binary_search(&name).ok()?;
+            u16::try_from(at).ok()
+        };
+        let numbers = relation.columns.iter().filter_map(|column| number(&column.name)).collect();
+        let group =
+            |index: &UniqueIndex| index.columns.iter().filter_map(|name| number(name)).collect();
+        let groups = indexes.iter().map(group).collect();
         let unique = |index: &UniqueIndex| unique(relation, index);
         let primary = indexes.iter().find(|index| index.is_primary).and_then(unique)?;
         let others = indexes.iter().filter(|index| !index.is_primary).filter_map(unique).collect();
-        Some(Self { primary, others })
+        Some(Self { primary, others, policy: policy.clone(), numbers, groups })
+    }
+
+    /// What settles concurrent writes, if not last write wins.
+    pub(crate) fn policy(&self) -> Option<&TablePolicy> {
+        self.policy.as_ref()
+    }
+
+    /// The numbers of the columns that differ between two rows, with those that go together with them; of all columns
+    /// without the old row.
+    pub(crate) fn changed(&self, old: Option<&[Value<'_>]>, new: &[Value<'_>]) -> BTreeSet<u16> {
+        let differs = |at: &usize| {
+            let (Some(old), Some(new)) = (old.and_then(|old| old.get(*at)), new.get(*at)) else {
+                return true;
+            };
+            *new != Value::Unchanged && old != new
+        };
+        let places = (0..self.numbers.len()).filter(differs);
+        policy::with_groups(&places.map(|at| self.numbers[at]).collect(), &self.groups)
+    }
+
+    /// The place in the origin's tuples of the column with this number.
+    pub(crate) fn place(&self, number: u16) -> Option<usize> {
+        self.numbers.iter().position(|known| *known == number)
     }
 
     /// The name of the row; `None` if the tuple lacks a part of its key.
@@ -185,8 +251,9 @@ mod tests {
     #[test]
     fn columns_in_another_order_name_the_same_row() {
         let indexes = [index("pk", true, &["b", "a"]), index("u", false, &["c"])];
-        let one = RowKeys::new(&relation(&[("a", 23), ("b", 25), ("c", 25)]), &indexes).unwrap();
-        let other = RowKeys::new(&relation(&[("c", 25), ("b", 25), ("a", 23)]), &indexes).unwrap();
+        let local = LocalKeys { indexes: indexes.into(), policy: None };
+        let one = RowKeys::new(&relation(&[("a", 23), ("b", 25), ("c", 25)]), &local).unwrap();
+        let other = RowKeys::new(&relation(&[("c", 25), ("b", 25), ("a", 23)]), &local).unwrap();
         let (a, b, c) = (Value::Text(b"1"), Value::Text(b"x"), Value::Text(b"y"));
         assert_eq!(one.row(&[a, b, c]), other.row(&[c, b, a]));
         assert_eq!(one.claims(&[a, b, c]).count(), 1);
@@ -198,8 +265,8 @@ mod tests {
     #[test]
     fn equal_values_have_one_name() {
         let same = |oid: u32, a: &'static [u8], b: &'static [u8]| {
-            let keys = RowKeys::new(&relation(&[("a", oid)]), &[index("pk", true, &["a"])]);
-            let keys = keys.unwrap();
+            let local = LocalKeys { indexes: vec![index("pk", true, &["a"])], policy: None };
+            let keys = RowKeys::new(&relation(&[("a", oid)]), &local).unwrap();
             keys.row(&[Value::Text(a)]) == keys.row(&[Value::Text(b)])
         };
         assert!(same(NUMERIC_OID, b"1.50", b"1.5") && same(NUMERIC_OID, b"1.00", b"1"));
@@ -209,6 +276,7 @@ mod tests {
 
     #[test]
     fn a_table_without_a_key_names_no_rows() {
-        assert!(RowKeys::new(&relation(&[("a", 23)]), &[index("u", false, &["a"])]).is_none());
+        let local = LocalKeys { indexes: vec![index("u", false, &["a"])], policy: None };
+        assert!(RowKeys::new(&relation(&[("a", 23)]), &local).is_none());
     }
 }

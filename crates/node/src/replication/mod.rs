@@ -32,6 +32,7 @@ mod visible;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -136,6 +137,8 @@ pub(crate) struct Shared {
     pub(crate) own_commits: visible::OwnCommits,
     pub(crate) spools: spools::Spools,
     pub(crate) recent: recent::Recent,
+    /// Grows when a table or a policy may have changed here: what is known of them is asked for anew.
+    pub(crate) catalog: AtomicU64,
     pub(crate) status: status::Board,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) verify: verify::Board,
@@ -146,6 +149,11 @@ pub(crate) struct Shared {
 mod spools;
 
 impl Shared {
+    /// A table or a policy may have changed here.
+    pub(crate) fn catalog_changed(&self) {
+        self.catalog.fetch_add(1, Ordering::Release);
+    }
+
     /// A session of the agent with the local server; `purpose` is what `pg_stat_activity` shows of it.
     pub(crate) async fn sql(&self, purpose: &str) -> synapsedb_pg::Result<client::Client> {
         client::connect(&self.postgres.local().named(format!("synapsedb {purpose}"))).await
@@ -195,6 +203,7 @@ pub fn new(
         own_commits: visible::OwnCommits::default(),
         spools,
         recent,
+        catalog: AtomicU64::new(0),
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),
         verify: verify::Board::new(registry),

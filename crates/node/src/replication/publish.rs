@@ -4,6 +4,7 @@
 //! raise the version vector, so that every local transaction carries exactly what had been committed here before it.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -17,7 +18,7 @@ use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::replication::{Event, Stream};
 use tokio::time::Instant;
 
-use super::keys::{self, RowKeys};
+use super::keys::{self, LocalKeys, RowKeys};
 use super::recent::{self, Side};
 use super::recheck::{self, Recheck};
 use super::spool::{Header, Tail, Writer};
@@ -76,6 +77,8 @@ enum Kind {
 struct Relation {
     raw: Bytes,
     kind: Kind,
+    /// Whether its rows are the tables' policies.
+    is_policy: bool,
     /// The number of the transaction that last repeated it: every spooled transaction explains itself.
     told_in: u64,
     /// Where its keys stand, if it has a primary key here.
@@ -97,6 +100,8 @@ struct Publisher<'a> {
     last_checkpoint: Instant,
     /// Rows that were written here before a remote transaction met their place, unseen by it.
     rechecks: Vec<Recheck>,
+    /// The state of the catalogs upon which the relations' keys were asked for.
+    catalog: u64,
 }
 
 impl<'a> Publisher<'a> {
@@ -114,6 +119,7 @@ impl<'a> Publisher<'a> {
             vector,
             last_checkpoint: Instant::now(),
             rechecks: Vec::new(),
+            catalog: 0,
         }
     }
 
@@ -167,6 +173,7 @@ impl<'a> Publisher<'a> {
         match pgoutput::decode(body).context("decode the replication stream")? {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
+                self.notice_catalog().await?;
                 let vector = self.vector.clone();
                 self.open = if commit_lsn <= self.writer.tail().commit_lsn {
                     Open::Known
@@ -189,6 +196,21 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
+    /// After a change of a table or a policy the keys of the relations are asked for anew.
+    async fn notice_catalog(&mut self) -> Result<()> {
+        let catalog = self.shared.catalog.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.catalog, catalog) == catalog {
+            return Ok(());
+        }
+        let client = self.shared.sql("publisher").await?;
+        for relation in self.relations.values_mut().filter(|known| known.kind == Kind::Replicated) {
+            let Message::Relation(described) = pgoutput::decode(&relation.raw)? else { continue };
+            let local = keys::load(&client, &described.schema, &described.name).await?;
+            relation.keys = RowKeys::new(&described, &local);
+        }
+        Ok(())
+    }
+
     async fn relation(&mut self, body: &Bytes) -> Result<()> {
         let Message::Relation(relation) =
             pgoutput::decode(body).context("decode a relation of the stream")?
@@ -197,25 +219,30 @@ impl<'a> Publisher<'a> {
         };
         let kind = match (relation.schema.as_str(), relation.name.as_str()) {
             ("synapsedb", "ddl") => Kind::Ddl,
-            ("synapsedb", "probe") => Kind::Replicated,
+            ("synapsedb", "probe" | "policy") => Kind::Replicated,
             ("synapsedb", _) => Kind::Internal,
             _ => Kind::Replicated,
         };
-        let indexes = match kind {
+        let local = match kind {
             Kind::Replicated => {
                 let client = self.shared.sql("publisher").await?;
                 keys::load(&client, &relation.schema, &relation.name).await?
             }
-            Kind::Internal | Kind::Ddl => Vec::new(),
+            Kind::Internal | Kind::Ddl => LocalKeys::default(),
         };
-        let keys = RowKeys::new(&relation, &indexes);
-        let known = Relation { raw: body.clone(), kind, told_in: 0, keys };
+        let keys = RowKeys::new(&relation, &local);
+        let is_policy =
+            (relation.schema.as_str(), relation.name.as_str()) == ("synapsedb", "policy");
+        let known = Relation { raw: body.clone(), kind, is_policy, told_in: 0, keys };
         self.relations.insert(relation.id, known);
         Ok(())
     }
 
     fn row(&mut self, body: &Bytes) -> Result<()> {
         let id = recent::relation_id(body);
+        if self.relations.get(&id).is_some_and(|relation| relation.is_policy) {
+            self.shared.catalog_changed();
+        }
         match self.tell_relation(id)? {
             Kind::Replicated => {
                 self.note(id, body)?;
@@ -256,6 +283,7 @@ impl<'a> Publisher<'a> {
             bail!("a row of synapsedb.ddl has no payload");
         };
         let message = ddl::message(payload)?;
+        self.shared.catalog_changed();
         self.spool(&message)?;
         self.relations.values_mut().for_each(|relation| relation.told_in = 0);
         Ok(())

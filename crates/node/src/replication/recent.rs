@@ -8,15 +8,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, OldTuple, Value};
-use synapsedb_core::history::{Commit, History, Writer};
+use synapsedb_core::history::{Commit, Digest, History, KnownWrite, Writer};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::policy::Effect;
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::client::Client;
 use synapsedb_pg::pgoutput::{self, Message};
 use tokio::sync::watch;
 
-use super::keys::{self, RowKeys, UniqueIndex};
+use super::keys::{self, LocalKeys, RowKeys};
 use super::spool::{Frame, Header, Spool};
 use super::{Shared, other_members};
 
@@ -95,6 +96,9 @@ pub(crate) fn note_commit(history: &mut History, origin: NodeId, header: &Header
 
 /// Whether [`note`] would do anything for a change of this kind, told without decoding it.
 pub(crate) fn concerns(keys: &RowKeys, raw: &[u8], side: Side) -> bool {
+    if keys.policy().is_some() {
+        return matches!(raw.first(), Some(b'I' | b'U' | b'D'));
+    }
     match raw.first() {
         Some(b'I') => side == Side::Remote || keys.has_claims(),
         Some(b'U') => keys.has_claims() || matches!(raw.get(5), Some(b'K' | b'O')),
@@ -106,6 +110,48 @@ pub(crate) fn concerns(keys: &RowKeys, raw: &[u8], side: Side) -> bool {
 /// Notes what a change deletes and claims. Answers whether a write that this one has not seen may meet it: then it must
 /// be looked at closely.
 pub(crate) fn note(
+    history: &mut History,
+    keys: &RowKeys,
+    change: &Change<'_>,
+    writer: &Writer<'_>,
+    side: Side,
+) -> bool {
+    let unseen = keys.policy().is_some() && note_writes(history, keys, change, writer);
+    note_places(history, keys, change, writer, side) || unseen && side == Side::Remote
+}
+
+/// Notes a change of a table with a policy of its own; answers whether a write is known that it had not seen.
+fn note_writes(
+    history: &mut History,
+    keys: &RowKeys,
+    change: &Change<'_>,
+    writer: &Writer<'_>,
+) -> bool {
+    let mut wrote = |row: Option<Digest>, effect: Effect, changed: BTreeSet<u16>| {
+        let write =
+            KnownWrite { version: writer.version, vector: writer.vector.clone(), effect, changed };
+        row.is_some_and(|row| history.wrote(row, write))
+    };
+    match change {
+        Change::Insert { new, .. } => wrote(keys.row(new), Effect::Insert, keys.changed(None, new)),
+        Change::Update { old, new, .. } => {
+            let (before, row) = (old.as_ref().map(old_values), keys.row(new));
+            match before.and_then(|before| keys.row(before)).filter(|before| Some(*before) != row) {
+                Some(before) => {
+                    let left = wrote(Some(before), Effect::Delete, BTreeSet::new());
+                    wrote(row, Effect::Insert, keys.changed(None, new)) || left
+                }
+                None => wrote(row, Effect::Update, keys.changed(before, new)),
+            }
+        }
+        Change::Delete { old, .. } => {
+            wrote(keys.row(old_values(old)), Effect::Delete, BTreeSet::new())
+        }
+        Change::Truncate { .. } => false,
+    }
+}
+
+fn note_places(
     history: &mut History,
     keys: &RowKeys,
     change: &Change<'_>,
@@ -204,7 +250,7 @@ pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<
 /// The unique indexes of the local tables, asked for once each.
 struct Tables {
     client: Client,
-    known: HashMap<(String, String), Vec<UniqueIndex>>,
+    known: HashMap<(String, String), LocalKeys>,
 }
 
 impl Tables {

@@ -72,7 +72,7 @@ async fn take_origin(client: &Client) -> Result<()> {
 async fn one(client: &Client, recheck: &Recheck) -> Result<()> {
     let Message::Relation(relation) = pgoutput::decode(&recheck.relation)? else { return Ok(()) };
     let Message::Change(change) = pgoutput::decode(&recheck.change)? else { return Ok(()) };
-    let indexes = keys::load(client, &relation.schema, &relation.name).await?;
+    let indexes = keys::load(client, &relation.schema, &relation.name).await?.indexes;
     let Some(primary) = indexes.iter().find(|index| index.is_primary) else { return Ok(()) };
     match &change {
         Change::Delete { old, .. } => {

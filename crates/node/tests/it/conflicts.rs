@@ -18,7 +18,7 @@ async fn cluster() -> (impl std::ops::Deref<Target = Cluster>, MutexGuard<'stati
 
 /// Runs statements while no agent moves, so that none of the nodes sees what the others do; a later statement has a
 /// later commit time.
-async fn concurrently(cluster: &Cluster, statements: &[(u16, &str)]) {
+pub(crate) async fn concurrently(cluster: &Cluster, statements: &[(u16, &str)]) {
     for node in cluster.nodes() {
         node.pause_agent();
     }

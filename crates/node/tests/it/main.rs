@@ -17,6 +17,7 @@ mod gossip;
 mod guide;
 mod http;
 mod large;
+mod policies;
 mod raft;
 mod repl;
 mod router;

@@ -9,7 +9,7 @@ use super::lane::{Lane, Step};
 use super::plan::{LocalColumn, Plan};
 use super::session::{Parameter, Purpose, text};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
-use crate::replication::keys::UniqueIndex;
+use crate::replication::keys::{LocalKeys, UniqueIndex};
 
 impl Lane<'_> {
     pub(super) async fn ddl(&mut self, ddl: &Ddl) -> Step<()> {
@@ -33,6 +33,7 @@ impl Lane<'_> {
         if self.session.lookup("ddl_done", &[]).await?.is_none() {
             return Err(self.failure().await);
         }
+        self.shared.catalog_changed();
         self.known.clear();
         self.current.values_mut().for_each(|(_, plan)| *plan = None);
         self.shared.metrics.applied_ddl.inc();
@@ -63,8 +64,8 @@ impl Lane<'_> {
             )));
         }
         let number = self.plans.len();
-        let indexes = self.local_indexes(&described).await?;
-        let plan = Plan::new(number, &described, &columns, indexes, self.check.clone())
+        let keys = self.local_keys(&described).await?;
+        let plan = Plan::new(number, &described, &columns, keys, self.check.clone())
             .map_err(|error| self.refuse(error.to_string()))?;
         self.plans.push(plan);
         // A copy: a slice would keep its whole block of the spool in memory.
@@ -93,7 +94,7 @@ impl Lane<'_> {
         Ok(columns.collect::<Result<_>>()?)
     }
 
-    async fn local_indexes(&mut self, relation: &Relation) -> Step<Vec<UniqueIndex>> {
+    async fn local_keys(&mut self, relation: &Relation) -> Step<LocalKeys> {
         let parameters = [
             Parameter::Text(relation.schema.as_bytes()),
             Parameter::Text(relation.name.as_bytes()),
@@ -105,7 +106,9 @@ impl Lane<'_> {
             let flags = [text(row, 1)? == "t", text(row, 2)? == "t", text(row, 3)? == "t"];
             UniqueIndex::new(text(row, 0)?, flags, text(row, 4)?)
         });
-        Ok(indexes.collect::<Result<_>>()?)
+        let indexes = indexes.collect::<Result<_>>()?;
+        let policy = rows.first().and_then(|row| text(row, 5).ok());
+        Ok(LocalKeys::new(indexes, policy))
     }
 
     /// `CREATE TABLE AS`: its rows come before the message that creates the table. The transaction is whole in the

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -133,6 +134,8 @@ pub(crate) struct Lane<'a> {
     pub(super) calls: Calls,
     /// Runs that failed for another reason than a row that was not as expected.
     failed_runs: u32,
+    /// The state of the catalogs upon which the plans were made.
+    catalog: u64,
     /// The session that takes the WAL to the disk for a missing row.
     pub(super) flusher: Option<Client>,
 }
@@ -181,6 +184,7 @@ impl<'a> Lane<'a> {
             procedures: true,
             calls: Calls::default(),
             failed_runs: 0,
+            catalog: 0,
             flusher: None,
         };
         lane.prepare().await?;
@@ -283,6 +287,7 @@ impl<'a> Lane<'a> {
 
     async fn step(&mut self) -> Step<()> {
         let frame = self.next_frame().await?;
+        self.notice_catalog();
         if self.take_into_run(&frame).await? {
             return Ok(());
         }
@@ -301,6 +306,14 @@ impl<'a> Lane<'a> {
             self.end().await?;
         }
         Ok(())
+    }
+
+    /// After a change of a table or a policy, by whomever, plans are made anew.
+    fn notice_catalog(&mut self) {
+        let catalog = self.shared.catalog.load(Ordering::Acquire);
+        if self.open.is_none() && std::mem::replace(&mut self.catalog, catalog) != catalog {
+            self.known.clear();
+        }
     }
 
     /// The next frame; outcomes that come in while it waits are settled.

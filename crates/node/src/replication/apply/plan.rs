@@ -10,7 +10,7 @@ use synapsedb_pg::quote;
 
 use super::array::TextArray;
 use super::session::Parameter;
-use crate::replication::keys::{RowKeys, UniqueIndex};
+use crate::replication::keys::{LocalKeys, RowKeys, UniqueIndex};
 
 /// A column of the local table.
 #[derive(Clone, Debug)]
@@ -140,7 +140,7 @@ impl Plan {
         number: usize,
         relation: &Relation,
         local: &[LocalColumn],
-        indexes: Vec<UniqueIndex>,
+        local_keys: LocalKeys,
         check: VersionCheck,
     ) -> Result<Self> {
         let name = format!("{}.{}", relation.schema, relation.name);
@@ -179,8 +179,8 @@ impl Plan {
             number,
             schema: relation.schema.clone(),
             name: relation.name.clone(),
-            keys: RowKeys::new(relation, &indexes),
-            indexes,
+            keys: RowKeys::new(relation, &local_keys),
+            indexes: local_keys.indexes,
             table: quote::qualified(&relation.schema, &relation.name),
             columns,
             primary_key,

@@ -6,6 +6,7 @@ use synapsedb_core::change::{Column, Relation, ReplicaIdentity};
 use synapsedb_core::ids::NodeId;
 
 use super::plan::{LocalColumn, Plan, Shape, VersionCheck};
+use crate::replication::keys::LocalKeys;
 
 fn node(number: u16) -> NodeId {
     NodeId::new(number).unwrap()
@@ -57,9 +58,14 @@ fn sql(plan: &mut Plan, shape: &Shape, expected: Expect) {
 fn a_table_with_a_key_compares_versions() {
     let columns = vec![column("id", true), column("v", false)];
     let here = [local("v", "character varying(10)", false), local("id", "integer", true)];
-    let mut plan =
-        Plan::new(0, &relation(columns, ReplicaIdentity::Default), &here, Vec::new(), check())
-            .unwrap();
+    let mut plan = Plan::new(
+        0,
+        &relation(columns, ReplicaIdentity::Default),
+        &here,
+        LocalKeys::default(),
+        check(),
+    )
+    .unwrap();
     sql(
         &mut plan,
         &Shape::Insert,
@@ -121,9 +127,14 @@ fn a_table_with_a_key_compares_versions() {
 fn a_table_without_a_key_is_found_by_its_whole_row() {
     let columns = vec![column("a", true), column("b", true)];
     let here = [local("a", "integer", false), local("b", "json", false)];
-    let mut plan =
-        Plan::new(3, &relation(columns, ReplicaIdentity::Full), &here, Vec::new(), check())
-            .unwrap();
+    let mut plan = Plan::new(
+        3,
+        &relation(columns, ReplicaIdentity::Full),
+        &here,
+        LocalKeys::default(),
+        check(),
+    )
+    .unwrap();
     sql(
         &mut plan,
         &Shape::Insert,
@@ -150,10 +161,15 @@ fn a_table_without_a_key_is_found_by_its_whole_row() {
 fn a_missing_column_is_named() {
     let columns = vec![column("id", true), column("added", false)];
     let here = [local("id", "integer", true)];
-    let error =
-        Plan::new(0, &relation(columns, ReplicaIdentity::Default), &here, Vec::new(), check())
-            .err()
-            .unwrap();
+    let error = Plan::new(
+        0,
+        &relation(columns, ReplicaIdentity::Default),
+        &here,
+        LocalKeys::default(),
+        check(),
+    )
+    .err()
+    .unwrap();
     expect![[r#"table public.t has no column "added" here, the origin has: add it, and the stream goes on"#]]
         .assert_eq(&error.to_string());
 }

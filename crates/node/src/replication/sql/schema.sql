@@ -51,6 +51,15 @@ begin
 end
 $path$;
 
+-- What settles concurrent writes on a table, where it is not last_write_wins. Replicated like a user's table.
+create table if not exists synapsedb.policy (
+    schema_name text not null,
+    table_name text not null,
+    policy text not null,
+    primary key (schema_name, table_name)
+);
+grant select on synapsedb.policy to public;
+
 -- What was settled between concurrent writes on this node: both rows, both writers. Not replicated.
 create table if not exists synapsedb.conflict (
     id bigint generated always as identity primary key,

@@ -18,12 +18,21 @@ pub(super) struct Conflict {
     local_json: Option<String>,
     local: Option<RowVersion>,
     detail: Option<&'static str>,
+    policy: Option<String>,
 }
 
 impl Conflict {
     /// A conflict of this kind with this outcome.
     pub(super) fn new(kind: &'static str, resolution: &'static str) -> Self {
-        Self { kind, resolution, remote: None, local_json: None, local: None, detail: None }
+        Self {
+            kind,
+            resolution,
+            remote: None,
+            local_json: None,
+            local: None,
+            detail: None,
+            policy: None,
+        }
     }
 
     /// The incoming row; of an update, without what it did not send.
@@ -48,6 +57,12 @@ impl Conflict {
     /// The writer of the row that is no longer here.
     pub(super) fn deleted(mut self, version: Option<RowVersion>) -> Self {
         self.local = self.local.or(version);
+        self
+    }
+
+    /// What settled it, if not last write wins.
+    pub(super) fn policy(mut self, policy: String) -> Self {
+        self.policy = Some(policy);
         self
     }
 
@@ -79,7 +94,7 @@ impl Lane<'_> {
             Some(table.as_str()),
             Some(conflict.kind),
             Some(conflict.resolution),
-            Some("last_write_wins"),
+            Some(conflict.policy.as_deref().unwrap_or("last_write_wins")),
             key.as_deref(),
             conflict.local_json.as_deref(),
             row.as_deref(),
@@ -94,9 +109,7 @@ impl Lane<'_> {
         ];
         let parameters =
             texts.map(|text| text.map_or(Parameter::Null, |text| Parameter::Text(text.as_bytes())));
-        let sql = include_str!("../../sql/put_conflict.sql")
-            .replace("$table", &synapsedb_pg::quote::literal(self.plans[plan].table()));
-        self.ask(&sql, &parameters).await?;
+        self.ask(include_str!("../../sql/put_conflict.sql"), &parameters).await?;
         self.shared.metrics.conflict(conflict.kind, &format!("{schema}.{table}"));
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! once, like every other.
 
 mod log;
+mod policy;
 mod quarantine;
 mod row;
 mod statement;

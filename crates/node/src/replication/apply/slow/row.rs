@@ -7,6 +7,7 @@ use synapsedb_core::change::{Change, OldTuple, Tuple, Value};
 use synapsedb_core::conflict::{self, Decision, Facts};
 use synapsedb_core::history::{Digest, Seen};
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::policy::TablePolicy;
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::RowVersion;
 
@@ -54,8 +55,11 @@ impl Lane<'_> {
     }
 
     pub(super) async fn slow_row(&mut self, plan: usize, change: &Change<'_>) -> Settled<()> {
-        if self.plans[plan].keys.is_none() {
+        let Some(keys) = &self.plans[plan].keys else {
             return self.keyless(plan, change).await;
+        };
+        if let Some(policy) = keys.policy().cloned() {
+            return self.ruled_row(plan, &policy, change).await;
         }
         match change {
             Change::Insert { new, .. } => self.put(plan, new, "insert").await,
@@ -73,6 +77,55 @@ impl Lane<'_> {
             Change::Delete { old, .. } => self.remove(plan, old_values(old)).await,
             Change::Truncate { .. } => Ok(()),
         }
+    }
+
+    /// A row of a table with a policy of its own. A change of the key is a delete and an insert.
+    async fn ruled_row(
+        &mut self,
+        plan: usize,
+        policy: &TablePolicy,
+        change: &Change<'_>,
+    ) -> Settled<()> {
+        match change {
+            Change::Insert { new, .. } => {
+                let row = self.digest(plan, new)?;
+                self.rule(plan, policy, row, new, (None, Some(new))).await
+            }
+            Change::Update { old, new, .. } => {
+                let new = &completed(old.as_ref(), new);
+                let (before, row) = (old.as_ref().map(old_values), self.digest(plan, new)?);
+                let left = before.and_then(|before| self.digest(plan, before).ok());
+                if let (Some(before), Some(left)) = (before, left.filter(|left| *left != row)) {
+                    self.rule(plan, policy, left, before, (Some(before), None)).await?;
+                    return self.rule(plan, policy, row, new, (None, Some(new))).await;
+                }
+                self.rule(plan, policy, row, new, (before, Some(new))).await
+            }
+            Change::Delete { old, .. } => {
+                let old = old_values(old);
+                let row = self.digest(plan, old)?;
+                self.rule(plan, policy, row, old, (Some(old), None)).await
+            }
+            Change::Truncate { .. } => Ok(()),
+        }
+    }
+
+    /// Writes a row as its policy has ruled; only a later claim on one of its unique values keeps it away.
+    pub(super) async fn write_ruled(&mut self, plan: usize, new: &[Value<'_>]) -> Settled<()> {
+        let (row, incoming) = (self.digest(plan, new)?, self.incoming()?);
+        for _ in 0..TRIES_MAX {
+            let here = self.read_row(plan, new).await?;
+            let holds = self.oust(plan, new, incoming).await?;
+            let taken = self.facts(plan, row, new, here.as_ref()).taken.max(holds);
+            if taken.is_some() {
+                return self.give_way(plan, new, here, taken).await;
+            }
+            match self.write(plan, new, here.as_ref()).await? {
+                Written::Done => return Ok(()),
+                Written::Taken(index) => self.free_place(plan, new, &index).await?,
+            }
+        }
+        Err(Trouble::row("other sessions keep changing the row"))
     }
 
     /// A row of a table without a primary key: one of the equal rows is changed, or there is none.
@@ -389,7 +442,7 @@ fn completed<'a>(old: Option<&OldTuple<'a>>, new: &Tuple<'a>) -> Tuple<'a> {
 }
 
 /// The row with values of `from` where it has none.
-fn filled<'a>(new: &[Value<'a>], from: &[Value<'a>]) -> Tuple<'a> {
+pub(super) fn filled<'a>(new: &[Value<'a>], from: &[Value<'a>]) -> Tuple<'a> {
     let value = |(at, value): (usize, &Value<'a>)| match value {
         Value::Unchanged => from.get(at).copied().unwrap_or(Value::Unchanged),
         Value::Null | Value::Text(_) | Value::Binary(_) => *value,

@@ -1,0 +1,373 @@
+//! A row of a table with a policy of its own: decided upon from all writes on it that are remembered.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+use synapsedb_core::change::{Change, Tuple, Value};
+use synapsedb_core::history::{Digest, KnownWrite};
+use synapsedb_core::policy::{self, Decision, Policy, TablePolicy};
+use synapsedb_core::version::RowVersion;
+use synapsedb_pg::pgoutput::{self, Message};
+use synapsedb_pg::quote;
+
+use super::super::lane::Lane;
+use super::super::plan::parameter;
+use super::super::session::Parameter;
+use super::log::Conflict;
+use super::row::{LocalRow, filled};
+use super::{Settled, Trouble};
+use crate::replication::keys::{LocalKeys, RowKeys};
+use crate::replication::recent::{old_values, relation_id};
+
+/// A row before and after a write, in the order of the plan; `None` where there is none.
+#[derive(Default)]
+struct Content {
+    old: Option<Vec<Option<Bytes>>>,
+    new: Option<Vec<Option<Bytes>>>,
+}
+
+fn tuple(values: &[Option<Bytes>]) -> Tuple<'_> {
+    values.iter().map(|value| value.as_deref().map_or(Value::Null, Value::Text)).collect()
+}
+
+impl Lane<'_> {
+    /// Decides upon a write by the table's policy and does what it says. `new` is nothing for a delete; `old` is the row
+    /// before, if the stream tells it.
+    pub(super) async fn rule(
+        &mut self,
+        plan: usize,
+        table: &TablePolicy,
+        row: Digest,
+        key: &[Value<'_>],
+        change: (Option<&[Value<'_>]>, Option<&[Value<'_>]>),
+    ) -> Settled<()> {
+        let (old, new) = change;
+        let incoming = self.incoming()?;
+        let here = self.read_row(plan, key).await?;
+        self.await_decoded().await?;
+        let writes = self.shared.recent.lock().writes(row).to_vec();
+        let (own, known): (Vec<_>, Vec<_>) =
+            writes.iter().partition(|write| write.version == incoming);
+        let own = own.first().ok_or_else(|| Trouble::row("the write is not remembered"))?;
+        let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
+        let met = others.iter().any(|other| own.as_write().is_concurrent_with(other));
+        let decision = policy::decide(&table.policy, table.sums(), &own.as_write(), &others);
+        let resolution = resolution(&decision, incoming);
+        let told = new.unwrap_or(key);
+        match decision {
+            Decision::Keep => {}
+            Decision::Take(version) if version == incoming => match new {
+                Some(new) => self.write_ruled(plan, new).await?,
+                None => self.delete_here(plan, key).await?,
+            },
+            Decision::Take(version) => {
+                let content = self.content(plan, row, version).await?;
+                self.write_content(plan, key, content.new.as_deref()).await?;
+            }
+            Decision::SetColumns(columns) => {
+                if let (Some(new), true) = (new, here.is_some()) {
+                    self.set_columns(plan, new, &columns).await?;
+                }
+            }
+            Decision::TakeBut(columns) => {
+                let Some(new) = new else { return Ok(()) };
+                let mut merged = new.to_vec();
+                let mut contents = Vec::new();
+                for (number, version) in columns {
+                    let place = self.place(plan, number);
+                    let content = match &here {
+                        Some(_) => None,
+                        None => Some(self.content(plan, row, version).await?),
+                    };
+                    contents.push((place, content));
+                }
+                for (place, content) in &contents {
+                    let from: Option<Tuple<'_>> = match (content, &here) {
+                        (Some(content), _) => content.new.as_deref().map(tuple),
+                        (None, here) => here.as_ref().map(LocalRow::tuple),
+                    };
+                    if let (Some(place), Some(from)) = (place, from) {
+                        merged[*place] = from[*place];
+                    }
+                }
+                self.write_ruled(plan, &merged).await?;
+            }
+            Decision::Add => {
+                if let (Some(old), Some(new)) = (old, new) {
+                    self.add(plan, table, key, old, new).await?;
+                }
+            }
+            Decision::TakeAndAdd(updates) => {
+                let Some(new) = new else { return Ok(()) };
+                self.write_ruled(plan, new).await?;
+                for version in updates {
+                    let content = self.content(plan, row, version).await?;
+                    if let (Some(old), Some(changed)) = (&content.old, &content.new) {
+                        self.add(plan, table, key, &tuple(old), &tuple(changed)).await?;
+                    }
+                }
+            }
+            Decision::Fold(versions) => self.fold(plan, table, row, key, &versions).await?,
+        }
+        if met {
+            let conflict = Conflict::new(kind(own, &known), resolution).remote(told);
+            let latest = known.last().map(|write| write.version);
+            let conflict = conflict.local(here.as_ref()).deleted(latest).policy(table.to_string());
+            self.log(plan, conflict).await?;
+        }
+        Ok(())
+    }
+
+    fn place(&self, plan: usize, number: u16) -> Option<usize> {
+        self.plans[plan].keys.as_ref().and_then(|keys| keys.place(number))
+    }
+
+    /// Sets columns of the row that is here.
+    async fn set_columns(
+        &mut self,
+        plan: usize,
+        new: &[Value<'_>],
+        columns: &BTreeSet<u16>,
+    ) -> Settled<()> {
+        let mut sets = Vec::new();
+        let mut parameters = Vec::new();
+        for number in columns {
+            let Some(place) = self.place(plan, *number) else { continue };
+            let local = &self.plans[plan].columns[place].local;
+            if local.generated || local.always_identity || new[place] == Value::Unchanged {
+                continue;
+            }
+            parameters.push(parameter(new[place]));
+            let name = quote::ident(&local.name);
+            sets.push(format!("{name} = ${}::{}", parameters.len(), local.type_name));
+        }
+        if sets.is_empty() {
+            return Ok(());
+        }
+        let described = &self.plans[plan];
+        let found = described.found(parameters.len() + 1);
+        let sql =
+            format!("update {} as t set {} where {found}", described.table(), sets.join(", "));
+        described.push_key(new, &mut parameters);
+        self.ask(&sql, &parameters).await?;
+        Ok(())
+    }
+
+    /// Adds new − old to each delta column of the row that is here.
+    async fn add(
+        &mut self,
+        plan: usize,
+        table: &TablePolicy,
+        key: &[Value<'_>],
+        old: &[Value<'_>],
+        new: &[Value<'_>],
+    ) -> Settled<()> {
+        let mut sets = Vec::new();
+        let mut parameters = Vec::new();
+        for (place, column) in self.plans[plan].columns.iter().enumerate() {
+            let local = &column.local;
+            let (Value::Text(_), Value::Text(_)) = (old[place], new[place]) else { continue };
+            if !table.delta.contains(&local.name) || old[place] == new[place] {
+                continue;
+            }
+            parameters.push(parameter(new[place]));
+            parameters.push(parameter(old[place]));
+            let (name, at, kind) = (quote::ident(&local.name), parameters.len(), &local.type_name);
+            sets.push(format!("{name} = t.{name} + (${}::{kind} - ${at}::{kind})", at - 1));
+        }
+        if sets.is_empty() {
+            return Ok(());
+        }
+        let described = &self.plans[plan];
+        let found = described.found(parameters.len() + 1);
+        let sql =
+            format!("update {} as t set {} where {found}", described.table(), sets.join(", "));
+        described.push_key(key, &mut parameters);
+        self.ask(&sql, &parameters).await?;
+        Ok(())
+    }
+
+    async fn write_content(
+        &mut self,
+        plan: usize,
+        key: &[Value<'_>],
+        content: Option<&[Option<Bytes>]>,
+    ) -> Settled<()> {
+        match content {
+            Some(values) => self.write_ruled(plan, &tuple(values)).await,
+            None => self.delete_here(plan, key).await,
+        }
+    }
+
+    /// The user's function over the rows of the heads.
+    async fn fold(
+        &mut self,
+        plan: usize,
+        table: &TablePolicy,
+        row: Digest,
+        key: &[Value<'_>],
+        versions: &[RowVersion],
+    ) -> Settled<()> {
+        let Policy::Function(function) = &table.policy else { return Ok(()) };
+        let (schema, name) = (self.plans[plan].schema.clone(), self.plans[plan].name.clone());
+        let relation = quote::qualified(&schema, &name);
+        let mut folded: Option<String> = None;
+        for (index, version) in versions.iter().enumerate() {
+            let content = self.content(plan, row, *version).await?;
+            let json = content
+                .new
+                .as_deref()
+                .map(|values| super::statement::json(&self.plans[plan], &tuple(values), false));
+            if index == 0 {
+                folded = json;
+                continue;
+            }
+            let texts = [Some(function.as_str()), Some(&relation), folded.as_deref()];
+            let mut parameters: Vec<Parameter<'_>> = texts.map(text).into();
+            parameters.push(text(json.as_deref()));
+            parameters.push(text(Some(&schema)));
+            parameters.push(text(Some(&name)));
+            let sql = include_str!("../../sql/call_merge.sql");
+            let answer = self.ask(sql, &parameters).await?;
+            let merged = answer.rows.first().and_then(|row| row.first().cloned().flatten());
+            folded = merged
+                .map(|merged| String::from_utf8(merged.to_vec()))
+                .transpose()
+                .map_err(|_| Trouble::row("the merge function made no text"))?;
+        }
+        let Some(folded) = folded else { return self.delete_here(plan, key).await };
+        let values = self.columns_of(plan, &folded).await?;
+        self.write_ruled(plan, &filled(&tuple(&values), key)).await
+    }
+
+    /// The columns of a JSON object as texts, in the order of the plan.
+    async fn columns_of(&mut self, plan: usize, json: &str) -> Settled<Vec<Option<Bytes>>> {
+        let described = &self.plans[plan];
+        let columns = described.columns.iter().map(|column| {
+            let name = quote::ident(&column.local.name);
+            format!("case when t.{name} is not null then pg_catalog.format('%s', t.{name}) end")
+        });
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        let sql = format!(
+            "select {columns} from pg_catalog.jsonb_populate_record(null::{}, $1::jsonb) t",
+            described.table()
+        );
+        let answer = self.ask(&sql, &[Parameter::Text(json.as_bytes())]).await?;
+        answer.rows.into_iter().next().ok_or_else(|| Trouble::row("the merge made no row"))
+    }
+
+    /// What a remembered write left of a row, as its origin's spool has it.
+    async fn content(&mut self, plan: usize, row: Digest, version: RowVersion) -> Settled<Content> {
+        let gone = || {
+            Trouble::Stop(super::super::lane::Stop::Broken(anyhow!(
+                "transaction {} of node {} is not in the spool, though it is remembered",
+                version.lsn,
+                version.origin
+            )))
+        };
+        let (_, spool) = self.shared.spools.get(version.origin).ok_or_else(gone)?;
+        let before = synapsedb_core::lsn::Lsn(version.lsn.0.saturating_sub(1));
+        let mut reader = spool.reader_after(before).map_err(anyhow::Error::from)?;
+        let mut content = Content::default();
+        let mut relations: Vec<(u32, RowKeys, Vec<Option<usize>>)> = Vec::new();
+        while let Some(frame) = reader.try_next().map_err(anyhow::Error::from)? {
+            if frame.commit_lsn().is_some_and(|lsn| lsn != version.lsn) {
+                return Err(gone());
+            }
+            for raw in frame.messages() {
+                match pgoutput::decode(&raw).context("decode a spooled message")? {
+                    Message::Relation(relation) => {
+                        let described = &self.plans[plan];
+                        if (&relation.schema, &relation.name)
+                            != (&described.schema, &described.name)
+                        {
+                            continue;
+                        }
+                        let local = LocalKeys { indexes: described.indexes.clone(), policy: None };
+                        let places = described.columns.iter().map(|column| {
+                            relation.columns.iter().position(|c| c.name == column.local.name)
+                        });
+                        let places = places.collect();
+                        if let Some(keys) = RowKeys::new(&relation, &local) {
+                            relations.push((relation_id(&raw), keys, places));
+                        }
+                    }
+                    Message::Change(change) => {
+                        let known = relations.iter().rev();
+                        let mut known = known.filter(|(id, _, _)| *id == change.relation());
+                        if let Some((_, keys, places)) = known.next() {
+                            note_content(&mut content, &change, keys, places, row);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            if frame.is_last() {
+                return Ok(content);
+            }
+        }
+        Err(gone())
+    }
+}
+
+fn note_content(
+    content: &mut Content,
+    change: &Change<'_>,
+    keys: &RowKeys,
+    places: &[Option<usize>],
+    row: Digest,
+) {
+    let values = |tuple: &[Value<'_>]| -> Vec<Option<Bytes>> {
+        let value = |place: &Option<usize>| match place.and_then(|place| tuple.get(place)) {
+            Some(Value::Text(text)) => Some(Bytes::copy_from_slice(text)),
+            Some(Value::Null | Value::Unchanged | Value::Binary(_)) | None => None,
+        };
+        places.iter().map(value).collect()
+    };
+    match change {
+        Change::Insert { new, .. } if keys.row(new) == Some(row) => content.new = Some(values(new)),
+        Change::Update { old, new, .. } => {
+            let before = old.as_ref().map(old_values);
+            if before.and_then(|before| keys.row(before)) == Some(row) && content.old.is_none() {
+                content.old = before.map(values);
+            }
+            if keys.row(new) == Some(row) {
+                let whole = before.map_or_else(|| new.clone(), |before| filled(new, before));
+                content.new = Some(values(&whole));
+            } else if before.and_then(|before| keys.row(before)) == Some(row) {
+                content.new = None;
+            }
+        }
+        Change::Delete { old, .. } if keys.row(old_values(old)) == Some(row) => content.new = None,
+        Change::Insert { .. } | Change::Delete { .. } | Change::Truncate { .. } => {}
+    }
+}
+
+fn text(text: Option<&str>) -> Parameter<'_> {
+    text.map_or(Parameter::Null, |text| Parameter::Text(text.as_bytes()))
+}
+
+fn resolution(decision: &Decision, incoming: RowVersion) -> &'static str {
+    match decision {
+        Decision::Keep => "keep_local",
+        Decision::Take(version) if *version == incoming => "apply_remote",
+        Decision::Take(_) => "keep_other",
+        Decision::SetColumns(_) | Decision::TakeBut(_) | Decision::Fold(_) => "merged",
+        Decision::Add | Decision::TakeAndAdd(_) => "added",
+    }
+}
+
+fn kind(own: &KnownWrite, known: &[&KnownWrite]) -> &'static str {
+    use synapsedb_core::policy::Effect;
+    let other =
+        known.iter().rev().find(|other| own.as_write().is_concurrent_with(&other.as_write()));
+    match (own.effect, other.map(|other| other.effect)) {
+        (Effect::Insert, Some(Effect::Delete)) => "insert_delete",
+        (Effect::Insert, _) => "insert_insert",
+        (Effect::Update, Some(Effect::Delete)) => "update_delete",
+        (Effect::Update, _) => "update_update",
+        (Effect::Delete, Some(Effect::Delete)) => "delete_delete",
+        (Effect::Delete, _) => "delete_update",
+    }
+}
