@@ -101,8 +101,10 @@ enum Entry {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     commits: BTreeMap<NodeId, VecDeque<Commit>>,
-    /// What transactions of each origin had seen when the last of them that is known committed.
+    /// What transactions of each origin had seen when the last of them that is applied here committed.
     seen: BTreeMap<NodeId, VersionVector>,
+    /// The same of those that are known and not applied yet, where it grew.
+    growing: BTreeMap<NodeId, VecDeque<(Lsn, VersionVector)>>,
     tombstones: BTreeMap<Digest, RowVersion>,
     claims: BTreeMap<Digest, Vec<Claim>>,
     /// All writes on rows of tables with a policy of their own, in the order of their versions.
@@ -123,15 +125,19 @@ impl History {
         Self { arrivals_max, ..Self::default() }
     }
 
-    /// A transaction of `origin` has committed, after all others that are known of it, having seen `vector`.
+    /// A transaction of `origin` has committed, after all others that are known of it, having seen `vector`. It need not
+    /// be applied here yet.
     pub fn committed(&mut self, origin: NodeId, commit: Commit, vector: &VersionVector) {
         let commits = self.commits.entry(origin).or_default();
-        if commits.back().is_none_or(|last| last.lsn < commit.lsn) {
-            commits.push_back(commit);
+        if commits.back().is_some_and(|last| last.lsn >= commit.lsn) {
+            return;
         }
-        let seen = self.seen.entry(origin).or_default();
-        seen.merge(vector);
-        seen.advance(origin, commit.lsn);
+        commits.push_back(commit);
+        let growing = self.growing.entry(origin).or_default();
+        let last = growing.back().map(|(_, last)| last).or_else(|| self.seen.get(&origin));
+        if last != Some(vector) {
+            growing.push_back((commit.lsn, vector.clone()));
+        }
     }
 
     /// Up to which commit time the writers of rows here are certain to have been seen by a transaction of `origin` with
@@ -306,12 +312,22 @@ impl History {
 
     /// What every one of `members` has seen, as far as is known here, where `applied` has been applied: no transaction
     /// that has not seen it can come any more.
+    ///
+    /// Only what is applied counts: a transaction that is known and not applied may still have to be looked at closely.
     pub fn stable(
-        &self,
+        &mut self,
         here: NodeId,
         applied: &VersionVector,
         members: impl Iterator<Item = NodeId> + Clone,
     ) -> VersionVector {
+        for (origin, growing) in &mut self.growing {
+            let through = applied.get(*origin);
+            while growing.front().is_some_and(|(lsn, _)| *lsn <= through) {
+                if let Some((_, vector)) = growing.pop_front() {
+                    self.seen.entry(*origin).or_default().merge(&vector);
+                }
+            }
+        }
         let nothing = VersionVector::new();
         let origins = members.clone().chain([here]);
         let least = |origin: NodeId| {
@@ -387,5 +403,111 @@ impl History {
     /// Whether nothing at all is remembered.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn node(number: u16) -> NodeId {
+        NodeId::new(number).unwrap()
+    }
+
+    fn vector(entries: &[(u16, u64)]) -> VersionVector {
+        entries.iter().map(|&(number, lsn)| (node(number), Lsn(lsn))).collect()
+    }
+
+    fn version(origin: u16, lsn: u64, time: i64) -> RowVersion {
+        RowVersion { commit_time: Timestamp(time), origin: node(origin), lsn: Lsn(lsn) }
+    }
+
+    fn commit(lsn: u64, time: i64) -> Commit {
+        Commit { lsn: Lsn(lsn), time: Timestamp(time), xid: u32::try_from(lsn).unwrap() }
+    }
+
+    const ROW: Digest = Digest(7);
+    const OTHER: Digest = Digest(8);
+    const VALUE: Digest = Digest(9);
+
+    #[test]
+    fn the_bound_is_before_the_first_unseen_commit() {
+        let mut history = History::new(10);
+        let of_three = |seen: &[(u16, u64)]| vector(seen);
+        assert_eq!(history.bound(node(1), node(2), &of_three(&[]), Timestamp(99)).0, i64::MIN);
+        history.committed(node(1), commit(5, 50), &vector(&[]));
+        history.committed(node(1), commit(6, 60), &vector(&[]));
+        history.committed(node(3), commit(9, 70), &vector(&[]));
+        let bound =
+            |seen: &[(u16, u64)]| history.bound(node(1), node(2), &vector(seen), Timestamp(99)).0;
+        assert_eq!(bound(&[(1, 6), (3, 9)]), 60, "what is not decoded yet is younger than this");
+        assert_eq!(bound(&[(1, 5), (3, 9)]), 59);
+        assert_eq!(bound(&[(1, 4), (3, 9)]), 49);
+        assert_eq!(bound(&[(1, 6)]), 60);
+    }
+
+    #[test]
+    fn a_writer_is_seen_concurrent_or_forgotten() {
+        let mut history = History::new(10);
+        history.committed(node(1), commit(5, 50_000_000), &vector(&[]));
+        history.committed(node(3), commit(9, 70), &vector(&[]));
+        let seen = |vector_of: &[(u16, u64)], writer: u16, time: i64, xid: u32| {
+            history.seen(node(1), &vector(vector_of), node(writer), Timestamp(time), xid)
+        };
+        assert_eq!(seen(&[(3, 9)], 3, 70, 0), Seen::Covered);
+        assert_eq!(seen(&[(3, 8)], 3, 70, 0), Seen::Concurrent(Some(Lsn(9))));
+        assert_eq!(seen(&[], 3, 69, 0), Seen::Covered, "older than what is remembered");
+        assert_eq!(seen(&[(1, 4)], 1, 50_000_000, 5), Seen::Concurrent(Some(Lsn(5))));
+        assert_eq!(seen(&[(1, 5)], 1, 50_000_000, 5), Seen::Covered);
+        assert_eq!(seen(&[(1, 5)], 1, 50_000_001, 6), Seen::Concurrent(None), "not decoded yet");
+        assert_eq!(seen(&[(1, 5)], 1, 10, 2), Seen::Covered, "long ago");
+    }
+
+    #[test]
+    fn a_delete_is_remembered_until_nobody_can_have_missed_it() {
+        let mut history = History::new(10);
+        assert!(!history.deleted(ROW, version(1, 5, 50)));
+        let unaware = vector(&[]);
+        let late = Writer { version: version(2, 8, 40), vector: &unaware };
+        assert!(history.is_deleted_unseen(ROW, &late));
+        let members = [node(2), node(3)];
+        // Node 2 commits something that has seen the delete; it is known here and not applied.
+        history.committed(node(2), commit(9, 60), &vector(&[(1, 5)]));
+        history.committed(node(3), commit(3, 60), &vector(&[(1, 5), (2, 9)]));
+        let stable = history.stable(node(1), &vector(&[(3, 3)]), members.into_iter());
+        assert_eq!(stable.get(node(1)), Lsn(0));
+        history.forget(&stable);
+        assert!(history.is_deleted_unseen(ROW, &late));
+        // Now it is applied: whatever node 2 sends from here on has seen the delete.
+        let stable = history.stable(node(1), &vector(&[(2, 9), (3, 3)]), members.into_iter());
+        assert_eq!(stable.get(node(1)), Lsn(5));
+        history.forget(&stable);
+        assert!(!history.is_deleted_unseen(ROW, &late) && history.tombstone(ROW).is_none());
+    }
+
+    #[test]
+    fn an_insert_that_arrived_before_an_older_looking_delete_was_decoded_is_told() {
+        let mut history = History::new(1);
+        history.arrived(ROW, version(2, 4, 40));
+        assert!(history.deleted(ROW, version(1, 5, 50)), "the row that arrived is older");
+        history.arrived(OTHER, version(2, 5, 45));
+        assert!(history.deleted(Digest(1), version(1, 6, 60)), "more arrived than is remembered");
+        history.decoded(node(2), Lsn(5));
+        assert!(!history.deleted(ROW, version(1, 7, 70)));
+    }
+
+    #[test]
+    fn a_claim_meets_the_claims_of_other_rows_only() {
+        let mut history = History::new(10);
+        let (unaware, aware) = (vector(&[]), vector(&[(1, 5)]));
+        let first = Writer { version: version(1, 5, 50), vector: &unaware };
+        assert!(!history.claim(VALUE, ROW, &first) && !history.claim(VALUE, ROW, &first));
+        let seen = Writer { version: version(2, 6, 60), vector: &aware };
+        assert!(!history.claim(VALUE, OTHER, &seen), "it had seen the first let it go");
+        let clash = Writer { version: version(3, 6, 40), vector: &unaware };
+        assert!(history.claim(VALUE, Digest(1), &clash));
+        assert_eq!(history.taken_by(VALUE, Digest(1), clash.version), Some(seen.version));
+        assert_eq!(history.taken_by(VALUE, OTHER, seen.version), None);
     }
 }

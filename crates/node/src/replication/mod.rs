@@ -22,6 +22,7 @@ pub mod quarantine;
 mod recent;
 mod recheck;
 mod retry;
+mod row_of;
 mod serve;
 pub mod spool;
 mod status;
@@ -142,6 +143,7 @@ pub(crate) struct Shared {
     pub(crate) status: status::Board,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) verify: verify::Board,
+    pub(crate) retries: quarantine::retries::Retries,
     /// Another one at every start of the agent; written into the probe row.
     pub(crate) boot: uuid::Uuid,
 }
@@ -207,6 +209,7 @@ pub fn new(
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),
         verify: verify::Board::new(registry),
+        retries: quarantine::retries::Retries::default(),
         boot: uuid::Uuid::new_v4(),
     });
     registry.register_collector(Box::new(lag::Metrics { shared: shared.clone() }));

@@ -24,6 +24,9 @@ use crate::tasks::Shutdown;
 /// How often progress is read, told to the peers, and the spools are trimmed by it.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How often the log of conflicts is cut to its limits.
+const CONFLICTS_TRIMMED_EVERY: Duration = Duration::from_secs(10);
+
 /// Runs replication.
 pub struct Task {
     shared: Arc<Shared>,
@@ -47,6 +50,7 @@ impl Task {
         });
         lag::serve(&shared);
         verify::serve(&shared);
+        super::row_of::serve(&shared);
         let mut loops = JoinSet::new();
         loops.spawn(verify::run(shared.clone(), stop.clone()));
         loops.spawn(publisher(shared.clone(), stop.clone()));
@@ -275,8 +279,15 @@ async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()>
 async fn progress(shared: &Shared) -> Result<()> {
     let client = shared.sql("progress").await?;
     let mut due = tokio::time::interval(PROGRESS_INTERVAL);
+    let mut trimmed = tokio::time::Instant::now();
     loop {
         due.tick().await;
+        if trimmed.elapsed() >= CONFLICTS_TRIMMED_EVERY {
+            trimmed = tokio::time::Instant::now();
+            let days = i32::try_from(shared.config.conflict_keep_days).unwrap_or(i32::MAX);
+            let rows = i64::try_from(shared.config.conflict_rows_max).unwrap_or(i64::MAX);
+            client.execute(include_str!("sql/trim_conflicts.sql"), &[&days, &rows]).await?;
+        }
         let (_, durable, wal_lsn) = progress_of(shared, &client).await?;
         shared.applied.set_durable(durable.clone());
         let ready = shared.status.is_prepared();

@@ -196,14 +196,39 @@ async fn a_row_that_cannot_be_applied_is_quarantined_and_the_stream_goes_on() {
     .await;
     let kept = "select kind, new_row ->> 'id', sqlstate from synapsedb.quarantine where table_name = 'checked'";
     assert_eq!(cluster.node(2).rows(kept).await, ["insert|2|23514"]);
+    let id = cluster.node(2).value("select id from synapsedb.quarantine").await;
+    let (code, _, error) = crate::repl::run(&cluster, &["repl", "retry"], &[&format!("2/{id}")]);
+    assert!(code == 1 && error.contains("violates check constraint"), "{error}");
     cluster
         .node(2)
         .agent_server()
         .sql("set session_replication_role = replica; alter table checked drop constraint positive")
         .await;
-    cluster
-        .node(2)
-        .agent_server()
-        .sql("set session_replication_role = replica; insert into checked values (2, -5)")
-        .await;
+    let id = cluster.node(2).value("select id from synapsedb.quarantine").await;
+    let (code, text, error) = crate::repl::run(&cluster, &["repl", "retry"], &[&format!("2/{id}")]);
+    assert!(code == 0 && text.contains("is applied"), "{text}{error}");
+    cluster.all_show("select id, v from checked order by id", &["1|5", "2|-5", "3|7", "4|8"]).await;
+    assert!(cluster.node(2).rows("select id from synapsedb.quarantine").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_value_that_the_winner_left_out_is_what_the_winner_had() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("create table toasted (id int primary key, v text, large text)").await;
+    cluster.node(1).sql("alter table toasted alter large set storage external").await;
+    let rows = "insert into toasted select i, 'old', repeat(md5('old' || i), 2000) from generate_series(1, 3) i";
+    cluster.node(1).sql(rows).await;
+    cluster.all_show("select count(*) from toasted", &["3"]).await;
+    concurrently(
+        &cluster,
+        &[
+            (1, "update toasted set large = repeat('changed', 3000) where id = 1"),
+            (2, "update toasted set v = 'later' where id = 1"),
+            (1, "delete from toasted where id = 2"),
+            (3, "update toasted set v = 'later' where id = 2"),
+        ],
+    )
+    .await;
+    let expected = "select id, v, large = repeat(md5('old' || id), 2000) from toasted order by id";
+    cluster.all_show(expected, &["1|later|t", "2|later|t", "3|old|t"]).await;
 }

@@ -6,7 +6,7 @@ use synapsedb_dev::{Cluster, HttpPort, Node, eventually};
 
 use crate::{NOTICED, binary, cluster};
 
-fn run(cluster: &Cluster, words: &[&str], arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn run(cluster: &Cluster, words: &[&str], arguments: &[&str]) -> (i32, String, String) {
     let data = ["--data", cluster.data().to_str().unwrap()];
     let all: Vec<_> = words.iter().chain(&data).chain(arguments).copied().collect();
     let output = binary().run(&all);

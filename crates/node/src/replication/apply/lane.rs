@@ -134,6 +134,8 @@ pub(crate) struct Lane<'a> {
     pub(super) calls: Calls,
     /// Runs that failed for another reason than a row that was not as expected.
     failed_runs: u32,
+    /// A change in quarantine is tried again: whatever is newer stays.
+    pub(super) retrying: bool,
     /// The state of the catalogs upon which the plans were made.
     catalog: u64,
     /// The session that takes the WAL to the disk for a missing row.
@@ -184,6 +186,7 @@ impl<'a> Lane<'a> {
             procedures: true,
             calls: Calls::default(),
             failed_runs: 0,
+            retrying: false,
             catalog: 0,
             flusher: None,
         };
@@ -322,6 +325,13 @@ impl<'a> Lane<'a> {
             while let Some(outcome) = self.session.known_outcome() {
                 self.settle(outcome)?;
             }
+            if self.open.is_none()
+                && let Some(retry) = self.shared.retries.take(self.source.origin)
+            {
+                self.send_run().await?;
+                self.settle_all().await?;
+                self.retry(retry).await?;
+            }
             let window_full = self.open.is_none()
                 && (self.session.in_flight() >= self.shared.config.apply_window.max(1)
                     || self.session.unsent_bytes() > self.shared.config.apply_window_bytes);
@@ -342,6 +352,7 @@ impl<'a> Lane<'a> {
                     let outcome = outcome?;
                     self.settle(outcome)?;
                 }
+                () = self.shared.retries.wait(self.source.origin), if self.open.is_none() => {}
                 frame = self.reader.next() => return Ok(frame?),
             }
         }

@@ -73,6 +73,15 @@ pub struct QuarantinedBody {
     pub attempts: i32,
 }
 
+/// A change that was tried again and is applied.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RetriedBody {
+    /// Its number.
+    pub id: i64,
+    /// Always true.
+    pub applied: bool,
+}
+
 /// The routes of the quarantine.
 pub(crate) fn routes(handle: Handle) -> Router {
     Router::new()
@@ -102,16 +111,23 @@ async fn quarantine(State(handle): State<Handle>, Query(query): Query<LimitQuery
 /// Tries a change again that could not be applied on this node.
 #[utoipa::path(post, path = "/replication/quarantine/{id}/retry", tag = "replication", request_body = EmptyBody,
     params(("id" = i64, Path, description = "Its number on this node")), responses(
-    (status = 501, description = "This agent cannot", body = ErrorBody)))]
+    (status = 200, description = "It is applied", body = RetriedBody),
+    (status = 404, description = "There is none of that number", body = ErrorBody),
+    (status = 409, description = "It still cannot be applied", body = ErrorBody),
+    (status = 503, description = "It could not be tried", body = ErrorBody)))]
 async fn retry(
     State(handle): State<Handle>,
     Path(id): Path<i64>,
     Json(EmptyBody {}): Json<EmptyBody>,
 ) -> Response {
     match super::retry(&handle.shared, id).await {
-        Ok(Retried::Unable(reason)) => {
-            ErrorBody::new("not_implemented", reason).with(StatusCode::NOT_IMPLEMENTED)
+        Ok(Retried::Applied) => Json(RetriedBody { id, applied: true }).into_response(),
+        Ok(Retried::Refused(reason)) => {
+            let message =
+                format!("change {id} still cannot be applied, nothing was changed: {reason}");
+            ErrorBody::new("conflict", message).with(StatusCode::CONFLICT)
         }
+        Ok(Retried::Unknown) => unknown(&handle, id),
         Err(error) => failed(&error),
     }
 }
@@ -129,13 +145,15 @@ async fn skip(
 ) -> Response {
     match super::skip(&handle.shared, id).await {
         Ok(Some(given_up)) => Json(given_up).into_response(),
-        Ok(None) => {
-            let node = handle.shared.identity.node;
-            let message = format!("there is no change {id} in the quarantine of node {node}");
-            ErrorBody::new("not_found", message).with(StatusCode::NOT_FOUND)
-        }
+        Ok(None) => unknown(&handle, id),
         Err(error) => failed(&error),
     }
+}
+
+fn unknown(handle: &Handle, id: i64) -> Response {
+    let node = handle.shared.identity.node;
+    let message = format!("there is no change {id} in the quarantine of node {node}");
+    ErrorBody::new("not_found", message).with(StatusCode::NOT_FOUND)
 }
 
 #[derive(OpenApi)]

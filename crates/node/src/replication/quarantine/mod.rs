@@ -1,8 +1,12 @@
 //! The changes that could not be applied on this node and wait for a person, as `synapsedb.quarantine` keeps them.
 
 pub mod api;
+pub(crate) mod retries;
+
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use synapsedb_core::ids::NodeId;
 
 use super::Shared;
 use api::QuarantinedBody;
@@ -15,9 +19,16 @@ const LIMIT_MAX: u32 = 1000;
 /// What came of another attempt at a quarantined change.
 #[derive(Debug)]
 pub(crate) enum Retried {
-    /// This agent cannot try it again.
-    Unable(&'static str),
+    /// It is applied.
+    Applied,
+    /// It still cannot be applied, with the reason.
+    Refused(String),
+    /// There is none of that number.
+    Unknown,
 }
+
+/// How long a lane may take to try a change again.
+const RETRY_LIMIT: Duration = Duration::from_secs(60);
 
 /// The oldest changes in quarantine; one more than asked for, if there is one.
 async fn list(shared: &Shared, limit: u32) -> Result<Vec<QuarantinedBody>> {
@@ -44,10 +55,23 @@ async fn skip(shared: &Shared, id: i64) -> Result<Option<QuarantinedBody>> {
 }
 
 /// Tries a quarantined change again.
-pub(crate) async fn retry(_shared: &Shared, _id: i64) -> Result<Retried> {
-    Ok(Retried::Unable(
-        "a change in quarantine cannot be tried again by this agent; nothing was changed",
-    ))
+///
+/// # Errors
+/// The server cannot be asked, or the lane of its origin does not get to it.
+pub(crate) async fn retry(shared: &Shared, id: i64) -> Result<Retried> {
+    let client = shared.sql("quarantine").await?;
+    let sql = include_str!("../sql/quarantined_origin.sql");
+    let Some(row) = client.query_opt(sql, &[&id]).await? else { return Ok(Retried::Unknown) };
+    let origin = u16::try_from(row.get::<_, i32>(0)).ok().and_then(NodeId::new);
+    let origin = origin.context("its origin is no node of this cluster")?;
+    let answer = tokio::time::timeout(RETRY_LIMIT, shared.retries.ask(origin, id)).await;
+    let answer = answer.with_context(|| {
+        format!("the lane of node {origin} is busy or does not run: try again later, nothing was changed")
+    })?;
+    Ok(match answer.context("the lane was started anew meanwhile: try again")? {
+        Ok(()) => Retried::Applied,
+        Err(reason) => Retried::Refused(reason),
+    })
 }
 
 fn limit(asked: Option<u32>) -> u32 {

@@ -7,6 +7,7 @@
 mod log;
 mod policy;
 mod quarantine;
+mod retry;
 mod row;
 mod statement;
 mod truncate;
@@ -16,6 +17,7 @@ use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use synapsedb_core::change::Change;
 use synapsedb_core::history::Writer;
+use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::wire::backend::ServerError;
 
@@ -109,7 +111,7 @@ impl Lane<'_> {
         header: &Header,
         constraints: Constraints,
     ) -> Step<Option<ServerError>> {
-        self.open_slowly(header, constraints).await?;
+        self.open_slowly(header, header.commit_lsn, constraints).await?;
         let (mut frame, mut position) = (first, 0);
         loop {
             for raw in frame.messages() {
@@ -129,7 +131,13 @@ impl Lane<'_> {
         Ok(self.session.run("commit", &[]).await?.err())
     }
 
-    async fn open_slowly(&mut self, header: &Header, constraints: Constraints) -> Step<()> {
+    /// Opens the transaction of `header`, after which the origin is applied up to `position`.
+    async fn open_slowly(
+        &mut self,
+        header: &Header,
+        position: Lsn,
+        constraints: Constraints,
+    ) -> Step<()> {
         let timing = match constraints {
             Constraints::Deferred => "set constraints all deferred",
             Constraints::Immediate => "set constraints all immediate",
@@ -145,7 +153,7 @@ impl Lane<'_> {
         for sql in ["begin", timing, &limit] {
             self.must(sql, &[]).await?;
         }
-        let (previous, lsn) = (self.sent.to_string(), header.commit_lsn.to_string());
+        let (previous, lsn) = (self.sent.to_string(), position.to_string());
         let time = sql_time(header.commit_time);
         let guard = [previous, lsn, time];
         let guard = guard.each_ref().map(|text| Parameter::Text(text.as_bytes()));

@@ -18,6 +18,7 @@ use super::log::Conflict;
 use super::statement::{self, VALUES_FROM};
 use super::{Settled, Trouble, column};
 use crate::replication::recent::{self, old_values};
+use crate::replication::row_of;
 
 /// How often a row is looked at again because another session was faster.
 const TRIES_MAX: usize = 8;
@@ -222,7 +223,8 @@ impl Lane<'_> {
             Seen::Covered => (Lsn::ZERO, false),
             Seen::Concurrent(lsn) => (lsn.unwrap_or_default(), true),
         };
-        Ok((Some(RowVersion { commit_time, origin: writer, lsn }), concurrent))
+        let version = RowVersion { commit_time, origin: writer, lsn };
+        Ok((Some(version), concurrent || self.retrying && version > incoming))
     }
 
     /// Waits until every local delete that can have removed a missing row has been decoded. What is in the WAL but not
@@ -349,19 +351,22 @@ impl Lane<'_> {
         if new.len() != width {
             return Err(Trouble::row(format!("a row has {} columns, not {width}", new.len())));
         }
-        if new.contains(&Value::Unchanged) && here.is_none_or(|here| here.concurrent) {
-            return Err(Trouble::row(
-                "the update left out an unchanged TOASTed value, and the row here is not the one that it changed",
-            ));
-        }
+        let left_out =
+            match new.contains(&Value::Unchanged) && here.is_none_or(|here| here.concurrent) {
+                true => Some(self.fetch_left_out(plan, new).await?),
+                false => None,
+            };
+        let new: Tuple<'_> = match &left_out {
+            Some(left_out) => filled(new, &texts(left_out)),
+            None => new.to_vec(),
+        };
         let (shape, parameters) = match here {
             Some(_) => {
-                let (shape, mut parameters) =
-                    self.plans[plan].update_parameters(None, &new.to_vec(), b"");
+                let (shape, mut parameters) = self.plans[plan].update_parameters(None, &new, b"");
                 parameters.pop();
                 (shape, parameters)
             }
-            None => (Shape::Insert, self.plans[plan].insert_parameters(&new.to_vec())),
+            None => (Shape::Insert, self.plans[plan].insert_parameters(&new)),
         };
         let sql = self.plans[plan].unchecked(&shape);
         self.ask("savepoint written", &[]).await?;
@@ -375,6 +380,37 @@ impl Lane<'_> {
         };
         self.ask("release savepoint written", &[]).await?;
         Ok(written)
+    }
+
+    /// What the update left out, since it did not change it, and what the row here does not have: asked of the origin.
+    async fn fetch_left_out(
+        &mut self,
+        plan: usize,
+        new: &[Value<'_>],
+    ) -> Settled<Vec<Option<String>>> {
+        let described = &self.plans[plan];
+        let keys = described.columns.iter().zip(new).filter(|(column, _)| column.key);
+        let key = keys.filter_map(|(column, value)| match value {
+            Value::Text(text) => {
+                Some((column.local.name.clone(), String::from_utf8_lossy(text).into_owned()))
+            }
+            Value::Null | Value::Unchanged | Value::Binary(_) => None,
+        });
+        let asked = row_of::Asked {
+            schema: described.schema.clone(),
+            table: described.name.clone(),
+            key: key.collect(),
+        };
+        let answered = row_of::ask(self.shared, self.source.origin, &asked).await;
+        let mut answered = answered.map_err(|error| {
+            Trouble::row(format!(
+                "the update left out TOASTed values that it did not change, the row here has others, and node {} \
+                 cannot be asked for them: {error:#}",
+                self.source.origin
+            ))
+        })?;
+        let columns = self.plans[plan].columns.iter();
+        Ok(columns.map(|column| answered.remove(&column.local.name).flatten()).collect())
     }
 
     /// An update that changes the primary key: the old row is deleted, the new one is put.
@@ -448,6 +484,11 @@ pub(super) fn filled<'a>(new: &[Value<'a>], from: &[Value<'a>]) -> Tuple<'a> {
         Value::Null | Value::Text(_) | Value::Binary(_) => *value,
     };
     new.iter().enumerate().map(value).collect()
+}
+
+fn texts(values: &[Option<String>]) -> Tuple<'_> {
+    let texts = values.iter().map(Option::as_deref);
+    texts.map(|text| text.map_or(Value::Null, |text| Value::Text(text.as_bytes()))).collect()
 }
 
 /// The name of the index in the message of a unique violation.

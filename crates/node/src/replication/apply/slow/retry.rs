@@ -1,0 +1,80 @@
+//! Tries a change in quarantine again, as its writer: with its commit time, so that newer rows stay.
+
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+use synapsedb_core::lsn::Lsn;
+use synapsedb_core::time::Timestamp;
+use synapsedb_core::version::VersionVector;
+
+use super::super::lane::{Lane, Step, Stop};
+use super::super::session::{Parameter, text};
+use super::{Constraints, Settled, Trouble};
+use crate::replication::quarantine::retries::Retry;
+use crate::replication::recent::relation_id;
+use crate::replication::spool::Header;
+
+impl Lane<'_> {
+    /// Tries a change again, between two transactions.
+    pub(in super::super) async fn retry(&mut self, retry: Retry) -> Step<()> {
+        self.retrying = true;
+        let done = self.retry_change(retry.id).await;
+        self.retrying = false;
+        self.open = None;
+        self.current.clear();
+        let answer = match done {
+            Ok(()) => Ok(()),
+            Err(Trouble::Row { reason, .. }) => {
+                self.session.reset().await?;
+                self.must("rollback", &[]).await?;
+                let id = retry.id.to_string();
+                let parameters =
+                    [Parameter::Text(id.as_bytes()), Parameter::Text(reason.as_bytes())];
+                self.must(include_str!("../../sql/note_retry.sql"), &parameters).await?;
+                Err(reason)
+            }
+            Err(Trouble::Stop(stop)) => {
+                let reason = match &stop {
+                    Stop::Failed(failure) => failure.text(),
+                    Stop::Broken(error) => format!("{error:#}"),
+                };
+                let _ = retry.answer.send(Err(reason));
+                return Err(stop);
+            }
+        };
+        let _ = retry.answer.send(answer);
+        Ok(())
+    }
+
+    async fn retry_change(&mut self, id: i64) -> Settled<()> {
+        let (id, origin) = (id.to_string(), self.source.origin.to_string());
+        let parameters = [Parameter::Text(id.as_bytes()), Parameter::Text(origin.as_bytes())];
+        let found = self.ask(include_str!("../../sql/quarantined.sql"), &parameters).await?;
+        let row = found.rows.first().ok_or_else(|| Trouble::row("it is not in quarantine"))?;
+        let bytes = |at: usize| text(row, at).and_then(from_hex);
+        let (relation, message) = (bytes(0)?, bytes(1)?);
+        let commit_lsn: Lsn = text(row, 2)?.parse().map_err(anyhow::Error::from)?;
+        let unix_us: i64 = text(row, 3)?.parse().map_err(anyhow::Error::from)?;
+        let commit_time = Timestamp::from_unix_us(unix_us);
+        // Nothing is known to have been seen: whatever is newer stays.
+        let header = Header { commit_lsn, commit_time, xid: 0, vector: VersionVector::new() };
+        self.open_slowly(&header, self.sent, Constraints::Immediate).await?;
+        if !relation.is_empty() {
+            let plan = self.known.get(&relation).copied();
+            self.current.insert(relation_id(&relation), (relation, plan));
+        }
+        self.ask("savepoint change", &[]).await?;
+        self.change(&message).await?;
+        self.ask(include_str!("../../sql/unquarantine.sql"), &parameters[..1]).await?;
+        self.ask("commit", &[]).await?;
+        Ok(())
+    }
+}
+
+/// The bytes that a text of hexadecimal digits stands for.
+fn from_hex(digits: &str) -> anyhow::Result<Bytes> {
+    let pair = |at: usize| {
+        let pair = digits.get(at..at + 2).context("half a byte")?;
+        u8::from_str_radix(pair, 16).map_err(|error| anyhow!("{pair} is no byte: {error}"))
+    };
+    (0..digits.len()).step_by(2).map(pair).collect::<anyhow::Result<Vec<u8>>>().map(Bytes::from)
+}

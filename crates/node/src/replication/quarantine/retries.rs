@@ -1,0 +1,54 @@
+//! Changes in quarantine that are to be tried again: the lane of their origin does it between two transactions, since
+//! only one session can write as an origin.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use synapsedb_core::ids::NodeId;
+use tokio::sync::{Notify, oneshot};
+
+/// A change that is to be tried again.
+pub(crate) struct Retry {
+    /// Its number in `synapsedb.quarantine`.
+    pub(crate) id: i64,
+    /// Who waits for what becomes of it: applied, or why not.
+    pub(crate) answer: oneshot::Sender<Result<(), String>>,
+}
+
+/// The changes that wait for their lanes.
+#[derive(Default)]
+pub(crate) struct Retries {
+    waiting: Mutex<BTreeMap<NodeId, VecDeque<Retry>>>,
+    asked: Notify,
+}
+
+impl Retries {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, VecDeque<Retry>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the lane of `origin`.
+    pub(crate) fn ask(&self, origin: NodeId, id: i64) -> oneshot::Receiver<Result<(), String>> {
+        let (answer, answered) = oneshot::channel();
+        self.lock().entry(origin).or_default().push_back(Retry { id, answer });
+        self.asked.notify_waiters();
+        answered
+    }
+
+    /// The next for a lane.
+    pub(crate) fn take(&self, origin: NodeId) -> Option<Retry> {
+        self.lock().get_mut(&origin)?.pop_front()
+    }
+
+    /// Waits until the lane of `origin` has something to try again. Cancel safe.
+    pub(crate) async fn wait(&self, origin: NodeId) {
+        loop {
+            let mut asked = std::pin::pin!(self.asked.notified());
+            asked.as_mut().enable();
+            if self.lock().get(&origin).is_some_and(|waiting| !waiting.is_empty()) {
+                return;
+            }
+            asked.await;
+        }
+    }
+}
