@@ -321,7 +321,8 @@ impl History {
         members: impl Iterator<Item = NodeId> + Clone,
     ) -> VersionVector {
         for (origin, growing) in &mut self.growing {
-            let through = applied.get(*origin);
+            // What is written here is applied here.
+            let through = if *origin == here { Lsn(u64::MAX) } else { applied.get(*origin) };
             while growing.front().is_some_and(|(lsn, _)| *lsn <= through) {
                 if let Some((_, vector)) = growing.pop_front() {
                     self.seen.entry(*origin).or_default().merge(&vector);

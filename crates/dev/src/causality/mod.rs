@@ -55,7 +55,7 @@ pub struct Workload {
 
 impl Default for Workload {
     fn default() -> Self {
-        let pause = Duration::from_millis(4);
+        let pause = Duration::from_millis(15);
         Self { writers: 2, keys: 12, values: 12, pause, deletes: true, uniques: true }
     }
 }
@@ -137,8 +137,8 @@ pub async fn run(cluster: &Cluster, workload: &Workload, faults: &chaos::Config)
         report.faults += 1;
     }
     tokio::time::sleep_until(end).await;
-    cluster.wait_ready().await;
     let accounts = writers.finish(&mut report).await;
+    cluster.wait_ready().await;
     // The observers go on until all is equal.
     let equal = cluster.equal_rows_within(EQUAL_TIMEOUT).await;
     observers.finish(&mut report).await;

@@ -213,7 +213,8 @@ pub(crate) fn old_values<'a, 'b>(old: &'b OldTuple<'a>) -> &'b [Value<'a>] {
 /// Forgets what every member has seen; answers up to where that is.
 pub(crate) fn forget(shared: &Shared) -> VersionVector {
     let members = other_members(shared);
-    let applied = shared.applied.visible();
+    // A crash of the server takes back what is not durable, and with it what this node will have seen.
+    let applied = shared.applied.durable();
     let mut history = shared.recent.lock();
     let stable = history.stable(shared.identity.node, &applied, members.keys().copied());
     history.forget(&stable);

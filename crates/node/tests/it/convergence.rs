@@ -27,6 +27,7 @@ const TABLES: &str = "
     create table met_unique (id int primary key, u int unique, w int unique, v text);
     create table met_large (id int primary key, v text, large text);
     alter table met_large alter large set storage external;
+    alter table met_large replica identity full;
     create table met_parent (id int primary key);
     create table met_child (id int primary key, parent int references met_parent (id));
     create table met_round (node int, round int, primary key (node, round))";
@@ -204,7 +205,7 @@ const CASES: &[Case] = &[
         expected: &["0|b"],
     },
     Case {
-        name: "D11: a large value that only the earlier update changed",
+        name: "D11: a large value, with the whole old row sent, that only the earlier update changed",
         before: "insert into met_large values ($k, 'old', repeat('old ', 2000))",
         writes: &[
             (1, "update met_large set large = repeat('new ', 2000) where id = $k"),
@@ -214,7 +215,7 @@ const CASES: &[Case] = &[
         expected: &["two|old|8000"],
     },
     Case {
-        name: "D11: a large value that only the later update changed",
+        name: "D11: a large value, with the whole old row sent, that only the later update changed",
         before: "insert into met_large values ($k, 'old', repeat('old ', 2000))",
         writes: &[
             (2, "update met_large set v = 'two' where id = $k"),

@@ -81,6 +81,8 @@ pub(crate) struct Session {
     in_flight: usize,
     /// Statements whose preparation was skipped, since the transaction had failed before.
     unprepared: Vec<String>,
+    /// The server has refused a statement and answers nothing before the next Sync.
+    skips: bool,
 }
 
 /// What a statement answered.
@@ -107,6 +109,7 @@ impl Session {
             affected: 0,
             in_flight: 0,
             unprepared: Vec::new(),
+            skips: false,
         }
     }
 
@@ -128,7 +131,10 @@ impl Session {
     /// Prepares a statement; its failure is the failure of the transaction in which it is first used.
     pub(crate) fn prepare(&mut self, name: &str, sql: &str) -> Result<()> {
         frontend::parse(name, sql, [], self.writer.buffer())?;
-        self.expected.push_back(Expected::Prepared(name.to_owned()));
+        match self.skips {
+            true => self.unprepared.push(name.to_owned()),
+            false => self.expected.push_back(Expected::Prepared(name.to_owned())),
+        }
         Ok(())
     }
 
@@ -156,7 +162,9 @@ impl Session {
         frontend::bind("", name, formats, parameters, put, [0], buffer)
             .map_err(|_| anyhow!("a row has more columns or bytes than the protocol can carry"))?;
         frontend::execute("", 0, buffer)?;
-        self.expected.push_back(Expected::Statement(purpose));
+        if !self.skips {
+            self.expected.push_back(Expected::Statement(purpose));
+        }
         Ok(())
     }
 
@@ -172,6 +180,7 @@ impl Session {
 
     fn sent(&mut self, sent: Sent) {
         frontend::sync(self.writer.buffer());
+        self.skips = false;
         self.expected.push_back(Expected::Sync(Some(sent)));
         self.in_flight += 1;
     }
@@ -199,6 +208,7 @@ impl Session {
         self.rows.clear();
         self.affected = 0;
         frontend::sync(self.writer.buffer());
+        self.skips = false;
         self.expected.push_back(Expected::Sync(None));
         while !self.expected.is_empty() {
             // While the server answers it may wait for us to read: both directions at once.
@@ -358,6 +368,8 @@ impl Session {
                     }
                     self.expected.pop_front();
                 }
+                // What is sent from now on is skipped too, if that Sync was not sent yet.
+                self.skips = self.expected.is_empty();
                 self.error.get_or_insert(error);
             }
             b'Z' => self.ready()?,
