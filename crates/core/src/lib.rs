@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`] |
 //! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
-//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`failover`] |
+//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`failover`], [`guard`], [`source`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
 //! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`].
@@ -17,9 +17,11 @@ pub mod change;
 pub mod conflict;
 pub mod delivery;
 pub mod failover;
+pub mod guard;
 pub mod ids;
 pub mod lsn;
 pub mod sequence;
+pub mod source;
 pub mod state;
 pub mod time;
 pub mod version;

@@ -22,3 +22,4 @@ pub mod router;
 pub mod supervisor;
 pub mod tasks;
 pub mod tls;
+mod twin;

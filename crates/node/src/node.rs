@@ -13,7 +13,7 @@ use crate::failover::Registration;
 use crate::http::{self, Parts, Port, StatusSource};
 use crate::layout::Identity;
 use crate::tasks::{Shutdown, Tasks};
-use crate::{failover, gossip, metrics, peers, postgres, raft, replication, router, tls};
+use crate::{failover, gossip, metrics, peers, postgres, raft, replication, router, tls, twin};
 
 /// Runs the agent until `stop` is cancelled or a component fails.
 ///
@@ -60,6 +60,8 @@ impl Ground {
         let (peers, task) =
             peers::new(listen, identity.clone(), addresses.clone(), &tls, registry)?;
         tasks.spawn("peers", |stop| task.run(stop));
+        let twin = twin::watch(&peers, identity.node).await?;
+        tasks.spawn("twin", |stop| twin.run(stop));
 
         // Who is alive: evidence, never a decision.
         let limits = config.gossip.clone();
@@ -100,7 +102,7 @@ fn start_services(
 
     // This node's entry among the members, and which node takes the writes.
     let addresses = Addresses { peers: own.peers, postgres: own.postgres, http: own.http };
-    let (registration, task) = registration(addresses, &postgres);
+    let (registration, task) = registration(addresses, &postgres, replication.may_publish());
     tasks.spawn("registration", |stop| task.run(stop));
     let (failover, task) = failover::new(
         config.failover,
@@ -202,23 +204,29 @@ fn source<S: serde::Serialize>(status: impl Fn() -> S + Send + Sync + 'static) -
 /// Tells the members table of the server's version and identity as soon as they are known.
 struct RegistrationTask {
     health: watch::Receiver<postgres::Health>,
+    /// Whether the peers have said that this node's data is what they know.
+    may_publish: watch::Receiver<bool>,
     told: watch::Sender<Registration>,
 }
 
 fn registration(
     addresses: Addresses,
     postgres: &postgres::Handle,
+    may_publish: watch::Receiver<bool>,
 ) -> (watch::Receiver<Registration>, RegistrationTask) {
-    let known = Registration { addresses, ..Registration::default() };
+    let known = Registration { held: true, addresses, ..Registration::default() };
     let (told, registration) = watch::channel(known);
-    (registration, RegistrationTask { health: postgres.health(), told })
+    (registration, RegistrationTask { health: postgres.health(), may_publish, told })
 }
 
 impl RegistrationTask {
     async fn run(mut self, stop: Shutdown) -> Result<()> {
         loop {
             let health = self.health.borrow_and_update().clone();
+            let held = !*self.may_publish.borrow_and_update();
             self.told.send_if_modified(|told| {
+                let freed = told.held && !held;
+                told.held &= held;
                 let news = health.version != 0
                     && (told.postgres_version, &told.system_identifier)
                         != (health.version, &health.system_identifier);
@@ -226,11 +234,12 @@ impl RegistrationTask {
                     told.postgres_version = health.version;
                     told.system_identifier = health.system_identifier;
                 }
-                news
+                news || freed
             });
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 changed = self.health.changed() => changed.context("the server's health is gone")?,
+                changed = self.may_publish.changed() => changed.context("replication is gone")?,
             }
         }
     }

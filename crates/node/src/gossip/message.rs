@@ -3,7 +3,7 @@
 //! ```text
 //! 1 | foca's bytes
 //! 2 | incarnation u32, start u64, counter u64, ready u8, wal_lsn u64,
-//!     n u8, n × (node u16, lsn u64),  m u8, m × (node u16, incarnation u32, start u64, age_ms u32)
+//!     twice (applied, received): n u8, n × (node u16, lsn u64),  m u8, m × (node u16, incarnation u32, start u64, age_ms u32)
 //! 3 | incarnation u32, start u64
 //! ```
 
@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use bytes::{Buf as _, BufMut as _, Bytes};
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::version::VersionVector;
 
 use super::Facts;
 use super::life::Life;
@@ -89,12 +90,8 @@ impl Heartbeat {
         out.put_u64(self.counter);
         out.put_u8(u8::from(self.facts.postgres_ready));
         out.put_u64(self.facts.wal_lsn.0);
-        // At most NodeId::MAX entries each, so a byte counts them.
-        out.put_u8(u8::try_from(self.facts.applied.len()).unwrap_or(u8::MAX));
-        for (origin, lsn) in self.facts.applied.iter() {
-            out.put_u16(origin.get());
-            out.put_u64(lsn.0);
-        }
+        put_vector(out, &self.facts.applied);
+        put_vector(out, &self.facts.received);
         out.put_u8(u8::try_from(self.hears.len()).unwrap_or(u8::MAX));
         for (node, heard) in &self.hears {
             out.put_u16(node.get());
@@ -107,15 +104,12 @@ impl Heartbeat {
     fn decode(sender: NodeId, from: &mut Bytes) -> Option<Self> {
         let life = get_life(sender, from)?;
         let counter = from.try_get_u64().ok()?;
-        let mut facts = Facts {
+        let facts = Facts {
             postgres_ready: from.try_get_u8().ok()? == 1,
             wal_lsn: Lsn(from.try_get_u64().ok()?),
-            ..Facts::default()
+            applied: get_vector(from)?,
+            received: get_vector(from)?,
         };
-        for _ in 0..from.try_get_u8().ok()? {
-            let origin = NodeId::new(from.try_get_u16().ok()?)?;
-            facts.applied.advance(origin, Lsn(from.try_get_u64().ok()?));
-        }
         let mut hears = BTreeMap::new();
         for _ in 0..from.try_get_u8().ok()? {
             let node = NodeId::new(from.try_get_u16().ok()?)?;
@@ -128,6 +122,24 @@ impl Heartbeat {
         }
         Some(Self { life, counter, facts, hears })
     }
+}
+
+fn put_vector(out: &mut Vec<u8>, vector: &VersionVector) {
+    // At most NodeId::MAX entries, so a byte counts them.
+    out.put_u8(u8::try_from(vector.len()).unwrap_or(u8::MAX));
+    for (origin, lsn) in vector.iter() {
+        out.put_u16(origin.get());
+        out.put_u64(lsn.0);
+    }
+}
+
+fn get_vector(from: &mut Bytes) -> Option<VersionVector> {
+    let mut vector = VersionVector::new();
+    for _ in 0..from.try_get_u8().ok()? {
+        let origin = NodeId::new(from.try_get_u16().ok()?)?;
+        vector.advance(origin, Lsn(from.try_get_u64().ok()?));
+    }
+    Some(vector)
 }
 
 fn put_life(out: &mut Vec<u8>, life: &Life) {
@@ -157,6 +169,7 @@ mod tests {
             facts: Facts {
                 postgres_ready: true,
                 applied: applied.into_iter().collect(),
+                received: [(node, Lsn(9))].into_iter().collect(),
                 wal_lsn: Lsn(6),
             },
             hears: [(NodeId::new(1).unwrap(), heard)].into(),

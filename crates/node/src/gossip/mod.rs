@@ -116,6 +116,8 @@ pub struct Facts {
     pub postgres_ready: bool,
     /// What it has applied, durably, of every origin.
     pub applied: VersionVector,
+    /// What it has received of every origin, applied or not: what it can hand on.
+    pub received: VersionVector,
     /// Where its own WAL ends.
     pub wal_lsn: Lsn,
 }

@@ -322,6 +322,11 @@ impl Handle {
         self.shared.links.keys().copied().collect()
     }
 
+    /// Where another member is reached, if it is one.
+    pub fn address(&self, node: NodeId) -> Option<String> {
+        self.link(node).ok().map(|link| link.address().to_owned())
+    }
+
     /// Where this agent listens: the port is the real one when the configuration said 0.
     pub fn local_address(&self) -> SocketAddr {
         self.shared.local_address

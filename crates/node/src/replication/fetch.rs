@@ -1,5 +1,6 @@
 //! Receives the spool of one origin: from the origin itself, or from a peer that has more of it.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use bytes::{Buf as _, BytesMut};
 use synapsedb_core::backoff::Backoff;
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::source::{self, Candidate};
 use synapsedb_core::version::VersionVector;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
@@ -18,6 +20,19 @@ use super::spool::{SpoolError, Tail, Writer};
 use super::{Shared, retry};
 use crate::gossip::MemberState;
 use crate::tasks::Shutdown;
+
+/// A node that was not heard directly for this long is asked only when nobody else has what is missing.
+const HEARD_WITHIN_MS: u64 = 1500;
+
+/// How long a failure is kept at most; the configuration says how long it counts.
+const FAILURE_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// The stream was left for another, which is no failure.
+#[derive(Debug, thiserror::Error)]
+#[error("node {best} is asked from now on")]
+struct BetterSource {
+    best: NodeId,
+}
 
 /// Fetches one origin for as long as the agent runs.
 ///
@@ -60,11 +75,17 @@ async fn life(
     backoff: &mut Backoff,
 ) -> Result<Infallible> {
     let mut writer = open(shared, origin, incarnation).await?;
+    let mut failed = BTreeMap::new();
     loop {
-        let source = source(shared, origin);
+        let tail = writer.tail().commit_lsn;
+        let source = source::choose(origin, tail, &candidates(shared, origin, &failed));
         let started = Instant::now();
-        let Err(error) = receive(shared, &mut writer, origin, incarnation, source).await;
+        let Err(error) = receive(shared, &mut writer, origin, incarnation, source, &failed).await;
         writer.abort();
+        failed.retain(|_, at: &mut Instant| at.elapsed() < FAILURE_REMEMBERED);
+        if !error.is::<BetterSource>() {
+            failed.insert(source, Instant::now());
+        }
         if started.elapsed() > Duration::from_millis(shared.config.retry_max_ms) {
             backoff.succeeded();
         }
@@ -91,24 +112,30 @@ async fn open(shared: &Shared, origin: NodeId, incarnation: Incarnation) -> Resu
     Ok(writer)
 }
 
-/// The origin while it may be alive; else the live member that has applied most of it.
-fn source(shared: &Shared, origin: NodeId) -> NodeId {
+/// What is known of everybody from whom the origin's transactions could come.
+fn candidates(
+    shared: &Shared,
+    origin: NodeId,
+    failed: &BTreeMap<NodeId, Instant>,
+) -> BTreeMap<NodeId, Candidate> {
     let view = shared.gossip.view();
-    let usable = |node: &NodeId| {
-        view.members.get(node).is_none_or(|member| match member.state {
+    let patience = Duration::from_millis(shared.config.stream_timeout_ms);
+    let candidate = |node: NodeId| {
+        let member = view.members.get(&node);
+        let alive = member.is_none_or(|member| match member.state {
             MemberState::Alive | MemberState::Suspect => true,
             MemberState::Down | MemberState::Left => false,
-        })
+        });
+        let heard = member.and_then(|member| member.heartbeat_age_ms);
+        let failed = failed.get(&node).is_some_and(|at| at.elapsed() < patience);
+        let facts = member.and_then(|member| member.facts.as_ref());
+        Candidate {
+            alive,
+            reached: !failed && heard.is_none_or(|age_ms| age_ms < HEARD_WITHIN_MS),
+            received: facts.map_or(Lsn::ZERO, |facts| facts.received.get(origin)),
+        }
     };
-    if usable(&origin) {
-        return origin;
-    }
-    let applied = |node: &NodeId| {
-        let facts = view.members.get(node).and_then(|member| member.facts.as_ref());
-        facts.map(|facts| facts.applied.get(origin))
-    };
-    let others = shared.peers.others().into_iter().filter(|node| *node != origin && usable(node));
-    others.max_by_key(applied).unwrap_or(origin)
+    shared.peers.others().into_iter().map(|node| (node, candidate(node))).collect()
 }
 
 async fn receive(
@@ -117,6 +144,7 @@ async fn receive(
     origin: NodeId,
     incarnation: Incarnation,
     source: NodeId,
+    failed: &BTreeMap<NodeId, Instant>,
 ) -> Result<Infallible> {
     let timeout = Duration::from_millis(shared.config.stream_timeout_ms);
     let mut stream = shared.peers.open(source, serve::SERVICE).await?;
@@ -157,8 +185,10 @@ async fn receive(
                 if let Some(corrupt) = shared.spools.take_corruption(origin) {
                     return Err(corrupt.into());
                 }
-                if source != origin && self::source(shared, origin) == origin {
-                    bail!("node {origin} is back: what it committed is received from itself again");
+                let candidates = candidates(shared, origin, failed);
+                let tail = writer.tail().commit_lsn;
+                if let Some(best) = source::should_leave(source, origin, tail, &candidates) {
+                    return Err(BetterSource { best }.into());
                 }
                 if silent_since.elapsed() > timeout {
                     bail!("node {source} has been silent for {} ms", timeout.as_millis());

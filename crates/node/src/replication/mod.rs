@@ -11,6 +11,7 @@ pub mod apply;
 mod bootstrap;
 pub mod ddl;
 mod fetch;
+mod guard;
 mod metrics;
 mod probe;
 mod progress;
@@ -29,6 +30,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_pg::client;
+use tokio::sync::watch;
 
 use crate::layout::Identity;
 use crate::{gossip, peers, postgres, raft};
@@ -127,6 +129,11 @@ impl Handle {
     /// Why this node is not ready, or nothing: replication must run and every live member's probe must have arrived.
     pub fn not_ready(&self) -> Option<String> {
         status::not_ready(&self.shared)
+    }
+
+    /// Whether the slot is there and the peers have said that this node's data is what they know.
+    pub fn may_publish(&self) -> watch::Receiver<bool> {
+        self.shared.status.prepared()
     }
 
     /// What has been applied here of every origin.

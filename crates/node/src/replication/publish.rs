@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Value};
+use synapsedb_core::guard::Mark;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
@@ -17,7 +18,7 @@ use synapsedb_pg::replication::{Event, Stream};
 use tokio::time::Instant;
 
 use super::spool::{Header, Tail, Writer};
-use super::{Shared, bootstrap, ddl, origin_name, parse_origin_name};
+use super::{Shared, bootstrap, ddl, guard, origin_name, parse_origin_name};
 use crate::tasks::Shutdown;
 
 /// How often an idle stream's position is written down, so that the slot can follow the WAL.
@@ -36,12 +37,20 @@ pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -
     let slot = origin_name(shared.identity.node, shared.identity.incarnation);
     let local = shared.postgres.local();
     let tail = writer.tail();
-    let from = bootstrap::ensure_slot(&local, &slot, &tail, writer).await?;
+    let slot_lsn = bootstrap::ensure_slot(&local, &slot, &tail, writer).await?;
+    let own = shared.spools.get(shared.identity.node);
+    let last = own.and_then(|(_, spool)| guard::last(&spool));
+    // Where the slot still reads it, the WAL has to begin with the transaction with which the spool ends.
+    let expected = last.filter(|mark| slot_lsn <= mark.commit_lsn);
+    let from = expected.map_or(slot_lsn.max(tail.end_lsn), |mark| mark.commit_lsn);
+    if !guard::pass(shared, &slot, tail.commit_lsn, slot_lsn, stop).await? {
+        return Ok(());
+    }
     shared.status.slot_is_there();
     let stream = Stream::start(&local, &slot, from, "synapsedb", true)
         .await
         .with_context(|| format!("start reading the WAL through slot {slot}"))?;
-    let mut publisher = Publisher::new(shared, writer, stream, from);
+    let mut publisher = Publisher { expected, ..Publisher::new(shared, writer, stream, from) };
     publisher.follow(stop).await
 }
 
@@ -88,6 +97,8 @@ struct Publisher<'a> {
     confirmed: Lsn,
     vector: VersionVector,
     last_checkpoint: Instant,
+    /// The transaction with which the spool ends, until the WAL has shown that it has it too.
+    expected: Option<Mark>,
 }
 
 impl<'a> Publisher<'a> {
@@ -104,6 +115,7 @@ impl<'a> Publisher<'a> {
             confirmed: from,
             vector,
             last_checkpoint: Instant::now(),
+            expected: None,
         }
     }
 
@@ -132,6 +144,7 @@ impl<'a> Publisher<'a> {
             Event::Keepalive { wal_end, reply_requested } => {
                 if matches!(self.open, Open::Idle) && wal_end > self.read {
                     self.read = wal_end;
+                    self.expected_before(wal_end)?;
                 }
                 if reply_requested {
                     self.confirm().await?;
@@ -156,6 +169,10 @@ impl<'a> Publisher<'a> {
         match pgoutput::decode(body).context("decode the replication stream")? {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
+                if self.expected.is_some_and(|mark| mark.is(commit_lsn, commit_time, xid)) {
+                    self.expected = None;
+                }
+                self.expected_before(Lsn(commit_lsn.0 + 1))?;
                 let vector = self.vector.clone();
                 self.open = if commit_lsn <= self.writer.tail().commit_lsn {
                     Open::Known
@@ -176,6 +193,16 @@ impl<'a> Publisher<'a> {
             | Message::Change(_) => {}
         }
         Ok(())
+    }
+
+    /// The WAL before `lsn` has been seen: it must have held the transaction with which the spool ends.
+    fn expected_before(&self, lsn: Lsn) -> Result<(), guard::Refused> {
+        match self.expected {
+            Some(mark) if mark.commit_lsn < lsn => {
+                Err(guard::other_history(mark.commit_lsn, "this node has published"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn relation(&mut self, body: &Bytes) -> Result<()> {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::version::VersionVector;
 use tokio::sync::watch;
 
 use super::spool::{self, Spool, SpoolError, SpoolId, Writer};
@@ -97,6 +98,12 @@ impl Spools {
     /// All that are open.
     pub(crate) fn all(&self) -> BTreeMap<NodeId, (Incarnation, Spool)> {
         self.open.borrow().clone()
+    }
+
+    /// The last transaction of each: what this node can hand on.
+    pub(crate) fn tails(&self) -> VersionVector {
+        let open = self.open.borrow();
+        open.iter().map(|(origin, (_, spool))| (*origin, *spool.tail_watch().borrow())).collect()
     }
 
     /// Told whenever a spool is opened.

@@ -15,7 +15,7 @@ use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, fetch, other_members, parse_origin_name, probe, publish, retry, serve,
+    Shared, bootstrap, fetch, guard, other_members, parse_origin_name, probe, publish, retry, serve,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -44,6 +44,7 @@ impl Task {
             let shared = serving.clone();
             Box::pin(async move { serve::run(&shared, stream).await })
         });
+        guard::serve(&shared);
         let mut loops = JoinSet::new();
         loops.spawn(publisher(shared.clone(), stop.clone()));
         loops.spawn(fetchers(shared.clone(), stop.clone()));
@@ -87,6 +88,9 @@ async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
         let Err(error) = publish::run(&shared, &mut writer, &stop).await else {
             return Ok(());
         };
+        if error.is::<guard::Refused>() {
+            return Err(error);
+        }
         shared.status.publish_failed(&error);
         if writer.tail().end_lsn > before {
             backoff.succeeded();
@@ -245,6 +249,7 @@ async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()>
         shared.gossip.publish(Facts {
             postgres_ready: false,
             applied: shared.applied.durable(),
+            received: shared.spools.tails(),
             wal_lsn: Lsn::ZERO,
         });
         retry::pause(&mut backoff, &stop).await;
@@ -260,7 +265,8 @@ async fn progress(shared: &Shared) -> Result<()> {
         let (_, durable, wal_lsn) = progress_of(shared, &client).await?;
         shared.applied.set_durable(durable.clone());
         let ready = shared.status.is_prepared();
-        shared.gossip.publish(Facts { postgres_ready: ready, applied: durable, wal_lsn });
+        let received = shared.spools.tails();
+        shared.gossip.publish(Facts { postgres_ready: ready, applied: durable, received, wal_lsn });
         trim(shared)?;
     }
 }

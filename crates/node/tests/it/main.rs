@@ -13,6 +13,7 @@ mod disk;
 mod gossip;
 mod guide;
 mod http;
+mod incarnation;
 mod large;
 mod raft;
 mod router;
