@@ -10,6 +10,7 @@ pub mod failover;
 pub mod gossip;
 pub mod http;
 pub mod layout;
+mod members;
 pub mod metrics;
 pub mod node;
 pub mod peers;

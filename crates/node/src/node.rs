@@ -13,7 +13,9 @@ use crate::failover::Registration;
 use crate::http::{self, Parts, Port, StatusSource};
 use crate::layout::Identity;
 use crate::tasks::{Shutdown, Tasks};
-use crate::{failover, gossip, metrics, peers, postgres, raft, replication, router, tls, twin};
+use crate::{
+    failover, gossip, members, metrics, peers, postgres, raft, replication, router, tls, twin,
+};
 
 /// Runs the agent until `stop` is cancelled or a component fails.
 ///
@@ -72,8 +74,18 @@ impl Ground {
         // What the cluster intends: the only decisions.
         let limits = config.raft.clone();
         let (raft, task) =
-            raft::new(limits, identity.clone(), addresses, peers.clone(), registry).await?;
+            raft::new(limits, identity.clone(), addresses.clone(), peers.clone(), registry).await?;
         tasks.spawn("raft", |stop| task.run(stop));
+
+        // Where the others are, as that changes.
+        let members = members::Task {
+            me: identity.node,
+            seeds: addresses,
+            state: raft.watch(),
+            peers: peers.clone(),
+            gossip: gossip.clone(),
+        };
+        tasks.spawn("members", |stop| members.run(stop));
 
         Ok(Self { identity, postgres, tls, peers, gossip, raft })
     }

@@ -23,7 +23,7 @@ pub(super) fn due(
             || known.postgres_version == registration.postgres_version;
         known.uuid == uuid
             && known.incarnation == identity.incarnation
-            && known.status == MemberStatus::Active
+            && matches!(known.status, MemberStatus::Active | MemberStatus::Leaving)
             && known.addresses == registration.addresses
             && same_server
             && same_version

@@ -184,16 +184,9 @@ pub(crate) fn parse_origin_name(name: &str) -> Option<(NodeId, Incarnation)> {
     Some((node.parse().ok()?, Incarnation(incarnation.parse().ok()?)))
 }
 
-/// The active members of the cluster but this one, with the life of their data.
+/// The members of the cluster but this one, also those that join or leave, with the life of their data.
 pub(crate) fn other_members(shared: &Shared) -> BTreeMap<NodeId, Incarnation> {
     let state = shared.raft.state();
-    let active = |member: &synapsedb_core::state::Member| {
-        member.status == synapsedb_core::state::MemberStatus::Active
-    };
-    state
-        .members
-        .iter()
-        .filter(|(node, member)| **node != shared.identity.node && active(member))
-        .map(|(node, member)| (*node, member.incarnation))
-        .collect()
+    let others = state.present().filter(|(node, _)| *node != shared.identity.node);
+    others.map(|(node, member)| (node, member.incarnation)).collect()
 }

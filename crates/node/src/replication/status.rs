@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::state::MemberStatus;
 use tokio::sync::watch;
 
 use super::Shared;
@@ -264,7 +265,11 @@ pub(crate) fn not_ready(shared: &Shared) -> Option<String> {
     }
     let gathering = shared.status.started.elapsed() < GATHERING;
     let fresh_ms = shared.config.probe_interval_ms.saturating_mul(3) + 1000;
-    for node in shared.peers.others() {
+    let state = shared.raft.state();
+    let partial = |node: NodeId| {
+        state.members.get(&node).is_some_and(|member| member.status != MemberStatus::Active)
+    };
+    for node in shared.peers.others().into_iter().filter(|node| !partial(*node)) {
         let alive = view.members.get(&node).is_some_and(|member| match member.state {
             MemberState::Alive => true,
             MemberState::Suspect | MemberState::Down | MemberState::Left => false,

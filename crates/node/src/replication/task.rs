@@ -110,7 +110,16 @@ async fn fetchers(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
     let mut fetching = JoinSet::new();
     loop {
         state.borrow_and_update();
-        for (origin, incarnation) in other_members(&shared) {
+        let members = other_members(&shared);
+        let gone: Vec<_> =
+            running.keys().filter(|node| !members.contains_key(node)).copied().collect();
+        for origin in gone {
+            if let Some((incarnation, token)) = running.remove(&origin) {
+                token.cancel();
+                shared.spools.forget(origin, incarnation);
+            }
+        }
+        for (origin, incarnation) in members {
             if running.get(&origin).is_some_and(|(running, _)| *running == incarnation) {
                 continue;
             }
@@ -274,11 +283,18 @@ async fn progress(shared: &Shared) -> Result<()> {
 /// Deletes what every member has applied, and what is beyond the limit.
 fn trim(shared: &Shared) -> Result<()> {
     let view = shared.gossip.view();
+    let members = other_members(shared);
     for (origin, (_, spool)) in shared.spools.all() {
         let mut least =
             (origin != shared.identity.node).then(|| shared.applied.durable().get(origin));
         for member in shared.peers.others().into_iter().filter(|member| *member != origin) {
-            let facts = view.members.get(&member).and_then(|member| member.facts.as_ref());
+            // What an earlier life had applied says nothing of the copy that replaces it.
+            let life = members.get(&member);
+            let seen = view
+                .members
+                .get(&member)
+                .filter(|seen| life.is_none_or(|life| *life == seen.incarnation));
+            let facts = seen.and_then(|seen| seen.facts.as_ref());
             let applied = facts.map_or(Lsn::ZERO, |facts| facts.applied.get(origin));
             least = Some(least.map_or(applied, |least| least.min(applied)));
         }
