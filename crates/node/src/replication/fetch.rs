@@ -102,8 +102,8 @@ async fn open(shared: &Shared, origin: NodeId, incarnation: Incarnation) -> Resu
     let mut writer = shared.spools.open(origin, incarnation)?;
     if writer.tail().commit_lsn == Lsn::ZERO {
         let mut durable = shared.applied.watch_durable();
-        let known = durable.wait_for(Option::is_some).await.context("progress is gone")?.clone();
-        let applied = known.unwrap_or_default().get(origin);
+        durable.wait_for(Option::is_some).await.context("progress is gone")?;
+        let applied = shared.durable_of(origin, incarnation).await?;
         if applied > Lsn::ZERO {
             let vector = VersionVector::new();
             writer.start_at(&Tail { commit_lsn: applied, end_lsn: applied, vector })?;

@@ -61,14 +61,14 @@ pub(crate) fn serve(shared: &Arc<Shared>) {
         Box::pin(async move {
             let shared = shared.ok_or("replication has stopped")?;
             let question = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-            let answer = answer(&shared, from, &question)?;
+            let answer = answer(&shared, from, &question).await?;
             serde_json::to_vec(&answer).map(Bytes::from).map_err(|error| error.to_string())
         })
     });
 }
 
 /// What is known here of the life of a node that asks; an error when that is not known yet.
-fn answer(shared: &Shared, from: NodeId, question: &Question) -> Result<Answer, String> {
+async fn answer(shared: &Shared, from: NodeId, question: &Question) -> Result<Answer, String> {
     if let Some(refusal) = refusal(shared, from, question) {
         return Ok(Answer::Refuses { reason: refusal.to_string() });
     }
@@ -76,13 +76,10 @@ fn answer(shared: &Shared, from: NodeId, question: &Question) -> Result<Answer, 
     if open.is_none() && shared.spools.path(from, question.incarnation).exists() {
         return Err("the spool is not open yet".to_owned());
     }
-    let known = super::other_members(shared).get(&from).copied();
-    let applied = match shared.applied.watch_durable().borrow().as_ref() {
-        // Positions of another life say nothing of this one.
-        Some(applied) if known == Some(question.incarnation) => applied.get(from),
-        Some(_) => Lsn::ZERO,
-        None if open.is_some() => Lsn::ZERO,
-        None => return Err("the server was not asked yet".to_owned()),
+    let applied = match shared.durable_of(from, question.incarnation).await {
+        Ok(applied) => applied,
+        Err(_) if open.is_some() => Lsn::ZERO,
+        Err(error) => return Err(format!("the server cannot be asked: {error:#}")),
     };
     let last = open.and_then(|(_, spool)| last(&spool));
     let received = last.map_or(Lsn::ZERO, |mark| mark.commit_lsn);

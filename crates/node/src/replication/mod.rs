@@ -17,6 +17,7 @@ mod probe;
 mod progress;
 mod publish;
 mod retry;
+pub(crate) mod seed;
 mod serve;
 pub mod spool;
 mod status;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::client;
 use tokio::sync::watch;
 
@@ -114,6 +116,20 @@ pub(crate) struct Shared {
 mod spools;
 
 impl Shared {
+    /// What is applied here, on disk, of one life of an origin.
+    ///
+    /// # Errors
+    /// The server cannot be asked.
+    pub(crate) async fn durable_of(&self, origin: NodeId, incarnation: Incarnation) -> Result<Lsn> {
+        let name = origin_name(origin, incarnation);
+        let client = self.sql("progress").await?;
+        let row = client.query_opt(include_str!("sql/origin_durable.sql"), &[&name]).await?;
+        Ok(match row {
+            Some(row) if row.get(1) => row.get::<_, String>(0).parse()?,
+            _ => Lsn::ZERO,
+        })
+    }
+
     /// A session of the agent with the local server; `purpose` is what `pg_stat_activity` shows of it.
     pub(crate) async fn sql(&self, purpose: &str) -> synapsedb_pg::Result<client::Client> {
         client::connect(&self.postgres.local().named(format!("synapsedb {purpose}"))).await

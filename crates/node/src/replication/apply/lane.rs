@@ -14,6 +14,7 @@ use synapsedb_pg::quote;
 use synapsedb_pg::wire::backend::ServerError;
 
 use super::calls::Calls;
+use super::inherited::Inherited;
 use super::plan::{Plan, VersionCheck};
 use super::session::{Outcome, Parameter, Purpose, Session, text};
 use super::write::Batch;
@@ -100,6 +101,13 @@ pub(crate) struct Lane<'a> {
     pub(super) calls: Calls,
 }
 
+/// Whose the rows are that have no origin.
+async fn inherited(session: &mut Session) -> Result<Inherited> {
+    let rows = session.query(include_str!("../sql/inherited.sql")).await?;
+    let boundary = |row: &Vec<_>| Ok((text(row, 0)?.parse()?, text(row, 1)?.parse()?));
+    Ok(Inherited::new(rows.iter().map(boundary).collect::<Result<_>>()?))
+}
+
 impl<'a> Lane<'a> {
     /// Connects, takes the origin's session and finds out where to begin.
     pub(crate) async fn start(
@@ -117,7 +125,7 @@ impl<'a> Lane<'a> {
         let sent: Lsn = text(progress.first().context("no progress")?, 0)?.parse()?;
         let origins = session.query(include_str!("../sql/origins.sql")).await?;
         let mut check =
-            VersionCheck { origin: source.origin, here: shared.identity.node, origins: Vec::new() };
+            VersionCheck::new(source.origin, shared.identity.node, inherited(&mut session).await?);
         for row in &origins {
             if let Some((node, _)) = parse_origin_name(text(row, 1)?) {
                 check.origins.push((text(row, 0)?.parse()?, node));

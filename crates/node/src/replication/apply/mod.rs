@@ -6,6 +6,7 @@
 mod array;
 mod calls;
 mod catalog;
+pub(crate) mod inherited;
 mod lane;
 mod plan;
 mod session;

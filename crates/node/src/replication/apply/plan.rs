@@ -9,6 +9,7 @@ use synapsedb_core::ids::NodeId;
 use synapsedb_pg::quote;
 
 use super::array::TextArray;
+use super::inherited::Inherited;
 use super::session::Parameter;
 
 /// A column of the local table.
@@ -33,20 +34,40 @@ pub(crate) struct VersionCheck {
     pub(crate) here: NodeId,
     /// The local number of each node's replication origin.
     pub(crate) origins: Vec<(u32, NodeId)>,
+    /// Rows without an origin that are not this node's own.
+    pub(crate) inherited: Inherited,
 }
 
 impl VersionCheck {
+    /// Before the origins are known.
+    pub(crate) fn new(origin: NodeId, here: NodeId, inherited: Inherited) -> Self {
+        Self { origin, here, origins: Vec::new(), inherited }
+    }
+
     /// SQL that is true when the stored row `target` is not newer than the writer (last write wins on commit time, then
     /// node). Unknown versions (frozen, or written by this very transaction) give way.
     fn sql(&self, target: &str, time: &str) -> String {
-        let mine = self.origins.iter().find(|(_, node)| *node == self.origin);
-        let mine = mine.map_or(-1, |(identifier, _)| i64::from(*identifier));
-        let mut nodes = format!("when 0 then {}", self.here);
+        // Of a node that was re-seeded there is one origin for each life.
+        let mine: Vec<_> = self.origins.iter().filter(|(_, node)| *node == self.origin).collect();
+        let mut mine = match mine.as_slice() {
+            [] => "false".to_owned(),
+            [(identifier, _)] => format!("v.roident = {identifier}"),
+            many => {
+                let many: Vec<_> =
+                    many.iter().map(|(identifier, _)| identifier.to_string()).collect();
+                format!("v.roident in ({})", many.join(", "))
+            }
+        };
+        let without_origin = self.inherited.node_sql(target, self.here);
+        if self.inherited.may_be(self.origin) {
+            let _ = write!(mine, " or (v.roident = 0 and {without_origin} = {})", self.origin);
+        }
+        let mut nodes = format!("when 0 then {without_origin}");
         for (identifier, node) in &self.origins {
             let _ = write!(nodes, " when {identifier} then {node}");
         }
         format!(
-            "(select v.roident = {mine} or v.\"timestamp\" < {time} \
+            "(select {mine} or v.\"timestamp\" < {time} \
              or (v.\"timestamp\" = {time} \
              and case v.roident {nodes} else 0 end < {origin}) \
              from pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin) v) is not false",

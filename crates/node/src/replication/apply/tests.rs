@@ -5,6 +5,7 @@ use expect_test::{Expect, expect};
 use synapsedb_core::change::{Column, Relation, ReplicaIdentity};
 use synapsedb_core::ids::NodeId;
 
+use super::inherited::Inherited;
 use super::plan::{LocalColumn, Plan, Shape, VersionCheck};
 
 fn node(number: u16) -> NodeId {
@@ -30,7 +31,10 @@ fn relation(columns: Vec<Column>, identity: ReplicaIdentity) -> Relation {
 }
 
 fn check() -> VersionCheck {
-    VersionCheck { origin: node(2), here: node(1), origins: vec![(1, node(2)), (2, node(3))] }
+    VersionCheck {
+        origins: vec![(1, node(2)), (2, node(3))],
+        ..VersionCheck::new(node(2), node(1), Inherited::default())
+    }
 }
 
 fn sql(plan: &mut Plan, shape: &Shape, expected: Expect) {
