@@ -20,6 +20,7 @@ pub mod process;
 pub mod raft;
 pub mod replication;
 pub mod router;
+mod seed;
 pub mod supervisor;
 pub mod tasks;
 pub mod tls;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use prometheus_client::registry::Registry;
-use synapsedb_core::state::Addresses;
+use synapsedb_core::ids::NodeId;
+use synapsedb_core::state::{Addresses, Member, MemberStatus};
 use tokio::sync::watch;
 
 use crate::config::AgentConfig;
@@ -114,7 +115,8 @@ fn start_services(
 
     // This node's entry among the members, and which node takes the writes.
     let addresses = Addresses { peers: own.peers, postgres: own.postgres, http: own.http };
-    let (registration, task) = registration(addresses, &postgres, replication.may_publish());
+    let (registration, task) =
+        registration(addresses, &postgres, &replication, &raft, identity.node);
     tasks.spawn("registration", |stop| task.run(stop));
     let (failover, task) = failover::new(
         config.failover,
@@ -218,24 +220,43 @@ struct RegistrationTask {
     health: watch::Receiver<postgres::Health>,
     /// Whether the peers have said that this node's data is what they know.
     may_publish: watch::Receiver<bool>,
+    replication: replication::Handle,
+    raft: raft::Handle,
+    me: NodeId,
     told: watch::Sender<Registration>,
 }
 
 fn registration(
     addresses: Addresses,
     postgres: &postgres::Handle,
-    may_publish: watch::Receiver<bool>,
+    replication: &replication::Handle,
+    raft: &raft::Handle,
+    me: NodeId,
 ) -> (watch::Receiver<Registration>, RegistrationTask) {
     let known = Registration { held: true, addresses, ..Registration::default() };
     let (told, registration) = watch::channel(known);
-    (registration, RegistrationTask { health: postgres.health(), may_publish, told })
+    let (health, may_publish) = (postgres.health(), replication.may_publish());
+    let (replication, raft) = (replication.clone(), raft.clone());
+    (registration, RegistrationTask { health, may_publish, replication, raft, me, told })
 }
 
+/// How often a joining node looks whether it has caught up.
+const BEHIND_POLL: Duration = Duration::from_millis(250);
+
 impl RegistrationTask {
+    /// Whether this node is joining and lacks rows of the others: it takes part when it has them. Before it follows a
+    /// leader it does not know what it is.
+    fn is_behind(&self) -> bool {
+        let joining = |me: &Member| me.status == MemberStatus::Joining;
+        let joining = self.raft.state().members.get(&self.me).is_some_and(joining);
+        self.raft.leader().is_none() || (joining && self.replication.not_ready().is_some())
+    }
+
     async fn run(mut self, stop: Shutdown) -> Result<()> {
         loop {
             let health = self.health.borrow_and_update().clone();
-            let held = !*self.may_publish.borrow_and_update();
+            let known = *self.may_publish.borrow_and_update();
+            let held = !known || self.is_behind();
             self.told.send_if_modified(|told| {
                 let freed = told.held && !held;
                 told.held &= held;
@@ -250,6 +271,7 @@ impl RegistrationTask {
             });
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(BEHIND_POLL), if known && held => {}
                 changed = self.health.changed() => changed.context("the server's health is gone")?,
                 changed = self.may_publish.changed() => changed.context("replication is gone")?,
             }

@@ -14,6 +14,7 @@ mod gossip;
 mod guide;
 mod http;
 mod incarnation;
+mod join;
 mod large;
 mod raft;
 mod router;
