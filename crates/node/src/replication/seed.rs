@@ -73,7 +73,9 @@ pub(crate) async fn adopt(
         .with_context(|| format!("set replication origin {name} to {through}"))?;
     let mut holds = VersionVector::new();
     for row in client.query(include_str!("sql/seed_positions.sql"), &[]).await? {
-        if let Some((origin, _)) = parse_origin_name(row.get(0)) {
+        if let Some((origin, _)) = parse_origin_name(row.get(0))
+            && origin != identity.node
+        {
             holds.advance(origin, row.get::<_, String>(1).parse()?);
         }
     }

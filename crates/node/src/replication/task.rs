@@ -212,18 +212,15 @@ async fn progress_of(
     shared: &Shared,
     client: &client::Client,
 ) -> Result<(VersionVector, VersionVector, Lsn)> {
-    let members = other_members(shared);
     let (mut visible, mut durable, mut wal) =
         (VersionVector::new(), shared.applied.durable(), Lsn::ZERO);
     for row in client.query(include_str!("sql/durable_progress.sql"), &[]).await? {
         wal = row.get::<_, String>(3).parse()?;
         let name: Option<String> = row.get(0);
-        let Some((origin, incarnation)) = name.as_deref().and_then(parse_origin_name) else {
+        // Every life of a node begins its WAL after all earlier ones: the furthest says what has been seen of it.
+        let Some((origin, _)) = name.as_deref().and_then(parse_origin_name) else {
             continue;
         };
-        if members.get(&origin).is_some_and(|current| *current != incarnation) {
-            continue;
-        }
         let lsn: Lsn = row.get::<_, Option<String>>(1).unwrap_or_default().parse()?;
         visible.advance(origin, lsn);
         if row.get(2) {

@@ -44,7 +44,7 @@ create table if not exists synapsedb.probe (
 alter table synapsedb.probe set (autovacuum_vacuum_threshold = 20, fillfactor = 50);
 
 grant usage on schema synapsedb to public;
-grant select on synapsedb.probe, synapsedb.node to public;
+grant select on synapsedb.probe, synapsedb.node, synapsedb.inherited to public;
 
 -- A role of the same name would find this schema first: by default, "$user" stands before public in search_path.
 do $path$
