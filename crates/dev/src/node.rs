@@ -16,6 +16,8 @@ use crate::ports::PortBase;
 use crate::process::{self, Memory};
 use crate::reaper::Reaper;
 
+mod link;
+
 /// How long an agent may take to stop when asked.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a killed process may take to vanish.
@@ -278,24 +280,6 @@ impl Node {
         match cut {
             Ok(cut) => *self.cut.lock().unwrap_or_else(PoisonError::into_inner) = Some(cut),
             Err(error) => panic!("node {} could not be cut off: {error:#}", self.number),
-        }
-    }
-
-    /// Drops everything between this agent and one other, until the answer is dropped.
-    ///
-    /// # Panics
-    /// When this machine does not allow it, see [`Node::can_be_cut_off`].
-    pub fn cut_link(&self, other: &Self) -> Cut {
-        let (port, numbers) = (self.server.port, (self.number, other.number));
-        let table = format!("synapsedb_dev_{port}_{}_{}", numbers.0, numbers.1);
-        self.reaper.table(&table);
-        let cut = match (&self.group, &other.group) {
-            (Ok(one), Ok(two)) => Cut::between(&table, (one, self.peers), (two, other.peers)),
-            (Err(reason), _) | (_, Err(reason)) => Err(anyhow!("{reason}")),
-        };
-        match cut {
-            Ok(cut) => cut,
-            Err(error) => panic!("the link between {numbers:?} could not be cut: {error:#}"),
         }
     }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! 1 | foca's bytes
 //! 2 | incarnation u32, start u64, counter u64, ready u8, wal_lsn u64,
-//!     twice (applied, received): n u8, n × (node u16, lsn u64),  m u8, m × (node u16, incarnation u32, start u64, age_ms u32)
+//!     twice (applied, received): n u8, n × (node u16, lsn u64),
+//!     m u8, m × (node u16, incarnation u32, start u64, age_ms u32)
 //! 3 | incarnation u32, start u64
 //! ```
 

@@ -23,7 +23,7 @@ pub(crate) struct Copied {
 
 /// Changes the copy's identity. Answers what it holds of every origin.
 ///
-/// `replayed` is where the recovery of the copy ended: every commit of the copied node before it is here, none after it.
+/// `replayed` is where the recovery of the copy ended: every commit of the copied node before it is here, none after.
 ///
 /// # Errors
 /// The server refuses a statement. The copy is thrown away then.

@@ -60,8 +60,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     layout::keep(&smaller)?;
     progress.clear();
     say(format_args!(
-        "Node {id} is no member any more, and its number is not given again. Its agent stops; what is left in {} can be \
-         removed.",
+        "Node {id} is no member any more, and its number is not given again. Its agent stops; what is left in {} can \
+         be removed.",
         cluster.node_dir(id).display()
     ));
     Ok(ExitCode::SUCCESS)

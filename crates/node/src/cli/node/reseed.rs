@@ -119,7 +119,8 @@ fn confirm(cluster: &Cluster, node: &Node, source: &Node) -> Result<bool> {
         );
     }
     print!(
-        "Throw away the data of node {} in {}, with what no other node has received of it, and copy node {}? Type yes: ",
+        "Throw away the data of node {} in {}, with what no other node has received of it, and copy node {}? \
+         Type yes: ",
         node.id,
         dir.display(),
         source.id
