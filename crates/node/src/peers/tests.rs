@@ -453,7 +453,7 @@ async fn members_come_and_go_while_the_agent_runs() {
     one.peers.set_members(&all);
     assert_eq!(call().await.unwrap(), "hello");
     // It has moved away; nobody is there any more.
-    let moved = all.iter().map(|(member, _)| (*member, "127.0.0.1:1".to_owned())).collect();
+    let moved = all.keys().map(|member| (*member, "127.0.0.1:1".to_owned())).collect();
     one.peers.set_members(&moved);
     assert!(matches!(call().await, Err(CallError::Unreachable { .. })));
     one.stop().await;
