@@ -29,6 +29,7 @@ pub(crate) struct Plan<'a> {
 /// What failed; the node's own data is untouched until the copy is complete, and the copied node is never changed.
 pub(crate) async fn make(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> Result<()> {
     let config = copy::partial(&plan.config.postgres);
+    copy::clear(&config);
     tell(&format!("Copying the server of node {}", plan.copied.node));
     let (backup, original) = (config.clone(), plan.original.clone());
     tokio::task::spawn_blocking(move || copy::base_backup(&backup, &original))

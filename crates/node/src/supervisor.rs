@@ -30,6 +30,8 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// An agent that ran for this long has not failed to start.
 const STABLE: Duration = Duration::from_secs(30);
+/// How often is looked whether an adopted agent still holds its file.
+const HELD_POLL: Duration = Duration::from_millis(500);
 /// How often is looked whether nodes have joined or left.
 const NODES_POLL: Duration = Duration::from_secs(1);
 
@@ -99,6 +101,8 @@ struct Agent {
     process: Process,
     /// `None` when it was adopted.
     child: Option<Child>,
+    /// The file that it holds.
+    pid_file: PathBuf,
 }
 
 impl Agent {
@@ -110,7 +114,10 @@ impl Agent {
                 Err(error) => format!("lost: {error}"),
             },
             None => {
-                self.process.gone().await;
+                // `synapsedb node reseed` holds an agent's place for a while, and lives on when it has let it go.
+                while pid_file::holder(&self.pid_file).is_some() {
+                    let _ = tokio::time::timeout(HELD_POLL, self.process.gone()).await;
+                }
                 "adopted, its status is unknown".to_owned()
             }
         }
@@ -157,9 +164,10 @@ impl Watch {
 
     /// The agent that already runs, else a new one.
     fn find_or_start(&self) -> Result<Agent> {
-        if let Some(process) = pid_file::holder(&self.dir.join("agent.pid")) {
+        let pid_file = self.dir.join("agent.pid");
+        if let Some(process) = pid_file::holder(&pid_file) {
             tracing::info!(pid = process.pid(), "adopted the running agent of {}", self.name);
-            return Ok(Agent { process, child: None });
+            return Ok(Agent { process, child: None, pid_file });
         }
         let log_file = self.dir.join("agent.log");
         let log = OpenOptions::new()
@@ -185,7 +193,7 @@ impl Watch {
         let process =
             child.id().and_then(Process::find).context("it ended at once; see agent.log")?;
         tracing::info!(pid = process.pid(), "started the agent of {}", self.name);
-        Ok(Agent { process, child: Some(child) })
+        Ok(Agent { process, child: Some(child), pid_file })
     }
 
     async fn stop(&self, agent: &mut Agent) {

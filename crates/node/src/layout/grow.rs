@@ -7,6 +7,7 @@ use synapsedb_core::state::Addresses;
 use super::files::{write_atomic, write_json};
 use super::make::{make_node, socket_dir};
 use super::{CLUSTER_FILE, Cluster, Identity, Node, ports};
+use crate::pid_file;
 
 /// Makes the directory of another node, with the agent's password of `source`, whose server it will be a copy of.
 /// `cluster.json` is not changed: [`keep`] does that when the node has its data. What an interrupted call left is used.
@@ -18,7 +19,9 @@ pub fn prepare_node(cluster: &Cluster, id: NodeId, source: NodeId) -> Result<Clu
     let (_, ports) = *plan.nodes.last().context("a plan has nodes")?;
     let alone = ports::Plan { nodes: vec![(id, ports)], ..plan };
     // The endpoints are shared by all nodes.
-    let taken = alone.taken(&[]);
+    // A node that is catching up has its ports already.
+    let running = pid_file::holder(&cluster.node_dir(id).join("agent.pid")).map(|_| id);
+    let taken = alone.taken(running.as_slice());
     let own = |port: u16| port != cluster.read_port && port != cluster.write_port;
     let taken: Vec<_> = taken.iter().filter(|taken| own(taken.port)).collect();
     if !taken.is_empty() {

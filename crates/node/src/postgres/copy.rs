@@ -1,13 +1,12 @@
 //! A physical copy of another server, and a server on it that only this process reaches.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use synapsedb_core::lsn::Lsn;
 
 use super::probe::{Probe, probe};
-use super::server::Server;
+use super::server::{Server, stop_leftover};
 use super::{Binaries, Config, OsUser, data_dir, target};
 
 /// How often a server that starts is asked.
@@ -28,16 +27,35 @@ pub(crate) struct Original {
     pub(crate) major: u32,
 }
 
-/// The directory in which a copy becomes a node's: of another name, until it is one.
+/// What the names of unfinished copies begin with.
+const PARTIAL: &str = "pgdata.copy-";
+
+/// Another directory for every attempt: what an attempt that was killed still writes must not meet the next.
 pub(crate) fn partial(config: &Config) -> Config {
-    let mut name = config.data_dir.file_name().unwrap_or_default().to_owned();
-    name.push(".copy");
-    let data_dir: PathBuf = config.data_dir.with_file_name(name);
-    Config { data_dir, listen: String::new(), ..config.clone() }
+    let name = format!("{PARTIAL}{}", uuid::Uuid::new_v4().simple());
+    Config {
+        data_dir: config.data_dir.with_file_name(name),
+        listen: String::new(),
+        ..config.clone()
+    }
 }
 
-/// Copies a running server with `pg_basebackup` into `config.data_dir`; what an interrupted copy left there is
-/// removed. Blocks for as long as it takes.
+/// Removes what attempts that were killed have left, as far as nobody writes there any more.
+pub(crate) fn clear(config: &Config) {
+    let timeout = Duration::from_millis(config.stop_timeout_ms);
+    let parent = config.data_dir.parent().map(std::fs::read_dir);
+    for entry in parent.into_iter().flatten().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            let left = stop_leftover(&entry.path(), timeout)
+                .and_then(|_| Ok(std::fs::remove_dir_all(entry.path())?));
+            if let Err(error) = left {
+                tracing::warn!("{} is left behind: {error:#}", entry.path().display());
+            }
+        }
+    }
+}
+
+/// Copies a running server with `pg_basebackup` into `config.data_dir`, which is made. Blocks for as long as it takes.
 ///
 /// # Errors
 /// There are no programs of that version, the server refuses, or the disk does.
@@ -45,10 +63,6 @@ pub(crate) fn base_backup(config: &Config, original: &Original) -> Result<()> {
     let user = OsUser::for_server(&config.os_user)?;
     let binaries = Binaries::find(config.bin_dir.as_deref(), Some(original.major))?;
     let dir = &config.data_dir;
-    if dir.exists() {
-        std::fs::remove_dir_all(dir)
-            .with_context(|| format!("cannot remove the unfinished {}", dir.display()))?;
-    }
     std::fs::create_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let mode = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o700);
     std::fs::set_permissions(dir, mode)?;

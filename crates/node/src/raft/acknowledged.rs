@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use uuid::Uuid;
 
 use super::Shared;
 use crate::peers;
@@ -16,14 +17,18 @@ const SERVICE: &str = "raft.acknowledged";
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Tells a member the index of the last entry that it has acknowledged to this leader; nothing when this node does not
-/// lead.
+/// lead, or knows another node under that number, which is refused for that.
 pub(super) fn serve(shared: &Arc<Shared>) {
     let peers = shared.peers.clone();
     let shared = Arc::downgrade(shared);
-    peers.serve(SERVICE, move |from, _| {
+    peers.serve(SERVICE, move |from, uuid| {
         let shared = shared.upgrade();
         Box::pin(async move {
             let shared = shared.ok_or("Raft has stopped")?;
+            let known = shared.state.borrow().members.get(&from).map(|known| known.uuid.clone());
+            if known.is_some_and(|known| known.as_bytes() != uuid) {
+                return Ok(Bytes::new());
+            }
             let metrics = shared.raft.metrics();
             let metrics = metrics.borrow();
             let of = |log: &std::collections::BTreeMap<u64, Option<openraft::LogId<u64>>>| {
@@ -41,9 +46,13 @@ pub(super) fn serve(shared: &Arc<Shared>) {
 ///
 /// # Errors
 /// The log ends before what it has acknowledged.
-pub(super) async fn check(peers: &peers::Handle, last_index: Option<u64>) -> Result<()> {
-    let others = peers.others();
-    let calls = others.iter().map(|node| peers.call_within(*node, SERVICE, Bytes::new(), TIMEOUT));
+pub(super) async fn check(
+    peers: &peers::Handle,
+    uuid: Uuid,
+    last_index: Option<u64>,
+) -> Result<()> {
+    let (others, uuid) = (peers.others(), Bytes::from(uuid.to_string()));
+    let calls = others.iter().map(|node| peers.call_within(*node, SERVICE, uuid.clone(), TIMEOUT));
     for answer in join_all(calls).await.into_iter().flatten() {
         let Some(index) = answer.first_chunk::<8>().map(|index| u64::from_be_bytes(*index)) else {
             continue;

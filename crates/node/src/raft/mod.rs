@@ -158,7 +158,7 @@ pub async fn new(
         Err(panic) => bail!(store::damaged(&file, &format!("it could not be read ({panic})"))),
     };
     let pristine = loaded.pristine;
-    acknowledged::check(&peers, loaded.last_index).await?;
+    acknowledged::check(&peers, identity.uuid, loaded.last_index).await?;
     store.register(registry);
     let (machine, applied, state) = machine::Machine::new(store.clone(), loaded.applied);
     let network = network::Network::new(peers.clone(), &identity, state.clone());

@@ -98,13 +98,11 @@ async fn a_directory_rolled_back_to_an_older_copy_is_refused() {
     write(node, 101, 2000).await;
     cluster.node(2).start();
     cluster.node(3).start();
-    eventually("the copy ends", REFUSED, async || match node.ended() {
-        Some(_) => Ok(()),
-        None => Err(node.log_tail()),
+    eventually("the copy ends", REFUSED, async || {
+        node.ended().map(drop).ok_or_else(|| node.log_tail())
     })
     .await;
-    let log = node.log();
-    assert!(log.contains("which has gone its own way since"), "{}", node.log_tail());
+    assert!(node.log().contains("which has gone its own way since"), "{}", node.log_tail());
     node.kill_agent();
 
     // The others are as they were, and the real one goes on where it was.

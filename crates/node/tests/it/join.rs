@@ -83,6 +83,35 @@ async fn a_third_and_a_fourth_node_join_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_was_killed_is_finished_by_the_next() {
+    let mut cluster = cluster(2).await;
+    cluster.node(1).sql("create table halfway (id int primary key)").await;
+    cluster.all_show("select count(*) from halfway", &["0"]).await;
+    let folder = cluster.data().join("node-3");
+    let copies = || {
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let begun = |path: &std::path::Path| path.join("PG_VERSION").exists();
+        entries.filter(|entry| begun(&entry.path())).count()
+    };
+    let mut command = std::process::Command::new(cluster.binary().path());
+    let data = cluster.data().to_owned();
+    let mut child = command.args(["node", "join", "--data"]).arg(data).spawn().unwrap();
+    eventually("it copies", NOTICED, async || {
+        let (begun, ended) = (copies(), child.try_wait().unwrap());
+        if begun == 1 && ended.is_none() { Ok(()) } else { Err(format!("{begun} {ended:?}")) }
+    })
+    .await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    cluster.node(1).sql("insert into halfway select generate_series(1, 100)").await;
+    assert_eq!(cluster.join(None), 3, "the number of the join that was not finished");
+    takes_part(&cluster, 3).await;
+    cluster.node(3).sql("insert into halfway values (101)").await;
+    cluster.all_show("select count(*) from halfway", &["101"]).await;
+    cluster.assert_equal_rows().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_keeps_the_versions_of_all_rows() {
     let mut cluster = cluster(2).await;
     cluster.node(1).sql("create table versioned (id int primary key, v text)").await;

@@ -13,6 +13,7 @@ use crate::cli::progress::Progress;
 use crate::cli::{Data, runtime, say};
 use crate::config::AgentConfig;
 use crate::layout::{self, Cluster, Identity, Node};
+use crate::pid_file::PidFile;
 use crate::postgres::copy::Original;
 use crate::raft::api::ChangeBody;
 use crate::replication::seed::Copied;
@@ -56,16 +57,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
             incarnation: identity.incarnation,
             addresses: node.addresses(),
         })?;
-        copy(
-            &agents,
-            &grown,
-            node,
-            &identity,
-            source,
-            Lsn::ZERO,
-            &arguments.patience,
-            &mut progress,
-        )?;
+        // A node that is catching up has its data already.
+        if supervisor::running_agent(&grown, node).is_none() {
+            // Nobody starts the agent on half a copy.
+            let _lock = PidFile::acquire(&grown.node_dir(id).join("agent.pid"))?;
+            let (patience, zero) = (&arguments.patience, Lsn::ZERO);
+            copy(&agents, &grown, node, &identity, source, zero, patience, &mut progress)?;
+        }
         layout::keep(&grown)?;
         await_active(&grown, node, &arguments.patience, &mut progress)
     })();

@@ -104,7 +104,6 @@ fn stop(cluster: &Cluster, node: &Node) -> Result<PidFile> {
     let dir = cluster.node_dir(node.id);
     let lock = PidFile::acquire(&dir.join("agent.pid"))?;
     crate::postgres::stop_leftover(&dir.join("pgdata"), SERVER_STOP)?;
-    crate::postgres::stop_leftover(&dir.join("pgdata.copy"), SERVER_STOP)?;
     Ok(lock)
 }
 
