@@ -98,6 +98,8 @@ impl Task {
         let heartbeat = Duration::from_millis(self.config.heartbeat_ms);
         let mut next_heartbeat = Instant::now();
         let mut members = self.shared.addresses.subscribe();
+        // They may have changed since this task was made.
+        members.mark_changed();
         loop {
             if members.has_changed().unwrap_or(false) {
                 members.mark_unchanged();
