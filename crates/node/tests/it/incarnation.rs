@@ -21,6 +21,12 @@ fn replace(with: &Path, at: &Path) {
     copy(with, at);
 }
 
+/// The newer directory with one part of the older.
+fn mix(new: &Path, old: &Path, part: &str, node: &Node) {
+    replace(new, node.folder());
+    replace(&old.join(part), &node.folder().join(part));
+}
+
 async fn write(node: &Node, from: u32, to: u32) {
     node.sql(&format!(
         "insert into lived (id, v) select n, 'node {}' from generate_series({from}, {to}) n",
@@ -69,13 +75,11 @@ async fn a_directory_rolled_back_to_an_older_copy_is_refused() {
     let log = node.refuses_to_start(REFUSED);
     assert!(log.contains("it was restored from an older copy"), "{log}");
     // Parts of it.
-    replace(&new, node.folder());
-    replace(&old.join("pgdata"), &node.folder().join("pgdata"));
+    mix(&new, &old, "pgdata", node);
     let log = node.refuses_to_start(REFUSED);
     assert!(log.contains("the server was replaced by an older copy"), "{log}");
     // An older spool is made good where the slot still reads what it lacks; where it does not, it is refused.
-    replace(&new, node.folder());
-    replace(&old.join("spool"), &node.folder().join("spool"));
+    mix(&new, &old, "spool", node);
     node.start();
     eventually("the older spool is made good or refused", REFUSED, async || match node.ended() {
         Some(_) if node.log().contains("the spool is an older copy") => Ok(()),
@@ -84,9 +88,11 @@ async fn a_directory_rolled_back_to_an_older_copy_is_refused() {
     .await;
     cluster.all_show("select count(*), count(distinct id) from lived", &["200|200"]).await;
     if node.ended().is_some() {
-        node.kill_agent()
+        node.kill_agent();
     } else {
-        node.stop()
+        // It has gone on, and is the real one from now on.
+        node.stop();
+        replace(node.folder(), &new);
     }
 
     // All of it again; nobody is there to ask, and the server goes its own way, past what the peers have.
