@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`], [`durability`] |
 //! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
-//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`], [`failover`], [`verify`] |
+//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`], [`failover`], [`guard`], [`source`], [`verify`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
 //! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`], and what is
@@ -19,11 +19,13 @@ pub mod conflict;
 pub mod delivery;
 pub mod durability;
 pub mod failover;
+pub mod guard;
 pub mod history;
 pub mod ids;
 pub mod lsn;
 pub mod policy;
 pub mod sequence;
+pub mod source;
 pub mod state;
 pub mod time;
 pub mod verify;

@@ -39,8 +39,12 @@ pub struct Member {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberStatus {
+    /// Its data is being copied: the others keep for it what they have, and it serves nobody yet.
+    Joining,
     /// It takes part.
     Active,
+    /// It is about to be removed: what it has committed is received to the end, and it serves nobody any more.
+    Leaving,
     /// It was removed for good.
     Removed,
 }
@@ -73,6 +77,23 @@ pub enum Command {
         system_identifier: String,
         /// Its `server_version_num`; zero when not yet known.
         postgres_version: u32,
+    },
+    /// A node's data is about to be copied: a new node under a number that was never used, or another life of a known
+    /// one.
+    AdmitMember {
+        /// Its number.
+        node: NodeId,
+        /// The identity of its data.
+        uuid: String,
+        /// The life that the copy begins.
+        incarnation: Incarnation,
+        /// Where it will listen.
+        addresses: Addresses,
+    },
+    /// A node is to be removed: it serves nobody from now on.
+    DismissMember {
+        /// Its number.
+        node: NodeId,
     },
     /// Ownership of the write endpoint goes to a node.
     SetPrimary {
@@ -141,6 +162,21 @@ pub enum Refusal {
         /// The incarnation that was offered.
         got: Incarnation,
     },
+    /// A life that does not follow the known one.
+    #[error(
+        "node {node} is known in incarnation {known}; a copy begins {expected}, not {got}. Nothing has changed; look \
+         at the members again"
+    )]
+    NotTheNextIncarnation {
+        /// The number.
+        node: NodeId,
+        /// The incarnation that the cluster knows.
+        known: Incarnation,
+        /// The one that a copy begins.
+        expected: Incarnation,
+        /// The one that was offered.
+        got: Incarnation,
+    },
     /// The decision was made upon an epoch that is not the current one.
     #[error(
         "the primary was chosen in epoch {expected}, and the cluster is in epoch {current}: \
@@ -155,6 +191,12 @@ pub enum Refusal {
     /// No node with this number ever registered.
     #[error("no node {node} is registered; nothing has changed, start its agent first")]
     UnknownMember {
+        /// The number.
+        node: NodeId,
+    },
+    /// The node is being copied or about to be removed.
+    #[error("node {node} is joining or leaving; nothing has changed, wait until that is done")]
+    NotActive {
         /// The number.
         node: NodeId,
     },
@@ -198,6 +240,10 @@ impl ClusterState {
                     postgres_version: *postgres_version,
                 },
             ),
+            Command::AdmitMember { node, uuid, incarnation, addresses } => {
+                self.admit(*node, uuid, *incarnation, addresses)
+            }
+            Command::DismissMember { node } => self.dismiss(*node),
             Command::SetPrimary { node, expected } => self.set_primary(*node, *expected),
             Command::RemoveMember { node } => self.remove(*node),
         };
@@ -207,6 +253,15 @@ impl ClusterState {
     /// The member with this number if it is active.
     pub fn active(&self, node: NodeId) -> Option<&Member> {
         self.members.get(&node).filter(|member| member.status == MemberStatus::Active)
+    }
+
+    /// The members that have not been removed, in order.
+    pub fn present(&self) -> impl Iterator<Item = (NodeId, &Member)> + '_ {
+        let there = |member: &Member| member.status != MemberStatus::Removed;
+        self.members
+            .iter()
+            .filter(move |(_, member)| there(member))
+            .map(|(&node, member)| (node, member))
     }
 
     /// The numbers of the active members, in order.
@@ -231,6 +286,9 @@ impl ClusterState {
             let (known, got) = (known.incarnation, new.incarnation);
             return Err(Refusal::OldIncarnation { node, known, got });
         }
+        if known.status == MemberStatus::Leaving {
+            new.status = MemberStatus::Leaving;
+        }
         if new.incarnation == known.incarnation {
             // An agent may register before its server answers: what is not known then stays as it was.
             if new.system_identifier.is_empty() {
@@ -253,6 +311,69 @@ impl ClusterState {
         Ok(Outcome::Applied)
     }
 
+    fn admit(
+        &mut self,
+        node: NodeId,
+        uuid: &str,
+        incarnation: Incarnation,
+        addresses: &Addresses,
+    ) -> Result<Outcome, Refusal> {
+        let new = Member {
+            uuid: uuid.to_owned(),
+            incarnation,
+            status: MemberStatus::Joining,
+            addresses: addresses.clone(),
+            system_identifier: String::new(),
+            postgres_version: 0,
+        };
+        if let Some(known) = self.members.get(&node) {
+            if known.uuid != uuid {
+                let (known, got) = (known.uuid.clone(), uuid.to_owned());
+                return Err(Refusal::OtherIdentity { node, known, got });
+            }
+            let known = match known.status {
+                MemberStatus::Removed => return Err(Refusal::RemovedMember { node }),
+                MemberStatus::Joining if *known == new => return Ok(Outcome::Unchanged),
+                MemberStatus::Joining if known.incarnation == incarnation => {
+                    Incarnation(incarnation.0 - 1)
+                }
+                MemberStatus::Joining | MemberStatus::Active | MemberStatus::Leaving => {
+                    known.incarnation
+                }
+            };
+            let expected = Incarnation(known.0 + 1);
+            if incarnation != expected {
+                return Err(Refusal::NotTheNextIncarnation {
+                    node,
+                    known,
+                    expected,
+                    got: incarnation,
+                });
+            }
+            if self.active_nodes().all(|active| active == node) {
+                return Err(Refusal::LastMember { node });
+            }
+        }
+        self.members.insert(node, new);
+        self.disown(node);
+        Ok(Outcome::Applied)
+    }
+
+    fn dismiss(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+        self.known_present(node)?;
+        if self.active_nodes().all(|active| active == node) {
+            return Err(Refusal::LastMember { node });
+        }
+        match self.members.get_mut(&node) {
+            Some(member) if member.status != MemberStatus::Leaving => {
+                member.status = MemberStatus::Leaving;
+                self.disown(node);
+                Ok(Outcome::Applied)
+            }
+            _ => Ok(Outcome::Unchanged),
+        }
+    }
+
     fn set_primary(&mut self, node: NodeId, expected: Epoch) -> Result<Outcome, Refusal> {
         // Staleness comes first: whoever decided upon an old epoch did not know what is being judged here.
         if expected != self.epoch {
@@ -267,7 +388,7 @@ impl ClusterState {
     }
 
     fn remove(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
-        match self.known_active(node) {
+        match self.known_present(node) {
             Ok(()) => {}
             Err(Refusal::RemovedMember { .. }) => return Ok(Outcome::Unchanged),
             Err(refusal) => return Err(refusal),
@@ -278,17 +399,29 @@ impl ClusterState {
         if let Some(member) = self.members.get_mut(&node) {
             member.status = MemberStatus::Removed;
         }
-        if self.primary == Some(node) {
-            self.own(None);
-        }
+        self.disown(node);
         Ok(Outcome::Applied)
     }
 
     fn known_active(&self, node: NodeId) -> Result<(), Refusal> {
         match self.members.get(&node).map(|member| member.status) {
             Some(MemberStatus::Active) => Ok(()),
+            Some(MemberStatus::Joining | MemberStatus::Leaving) => Err(Refusal::NotActive { node }),
             Some(MemberStatus::Removed) => Err(Refusal::RemovedMember { node }),
             None => Err(Refusal::UnknownMember { node }),
+        }
+    }
+
+    fn known_present(&self, node: NodeId) -> Result<(), Refusal> {
+        match self.known_active(node) {
+            Err(Refusal::NotActive { .. }) => Ok(()),
+            known => known,
+        }
+    }
+
+    fn disown(&mut self, node: NodeId) {
+        if self.primary == Some(node) {
+            self.own(None);
         }
     }
 
@@ -379,6 +512,77 @@ mod tests {
         assert_eq!(refuse(&mut state, &set(3, 1)), Refusal::UnknownMember { node: node(3) });
         assert_eq!(state.apply(&set(2, 1)), Outcome::Applied);
         assert_eq!((state.primary, state.epoch), (Some(node(2)), Epoch(2)));
+    }
+
+    fn admit(number: u16, uuid: &str, incarnation: u32) -> Command {
+        Command::AdmitMember {
+            node: node(number),
+            uuid: uuid.to_owned(),
+            incarnation: Incarnation(incarnation),
+            addresses: Addresses::default(),
+        }
+    }
+
+    #[test]
+    fn a_new_member_joins_before_it_is_active() {
+        let mut state = two_members();
+        assert_eq!(state.apply(&admit(3, "c", 1)), Outcome::Applied);
+        assert_eq!(state.apply(&admit(3, "c", 1)), Outcome::Unchanged);
+        assert_eq!(state.active(node(3)), None);
+        let set = Command::SetPrimary { node: node(3), expected: Epoch(0) };
+        assert_eq!(refuse(&mut state, &set), Refusal::NotActive { node: node(3) });
+        assert!(matches!(refuse(&mut state, &admit(3, "d", 1)), Refusal::OtherIdentity { .. }));
+        assert_eq!(state.apply(&register(3, "c", 1, "71")), Outcome::Applied);
+        assert_eq!(state.active_nodes().count(), 3);
+    }
+
+    #[test]
+    fn another_life_follows_the_known_one() {
+        let mut state = two_members();
+        state.apply(&Command::SetPrimary { node: node(2), expected: Epoch(0) });
+        assert!(matches!(
+            refuse(&mut state, &admit(2, "b", 1)),
+            Refusal::NotTheNextIncarnation { .. }
+        ));
+        assert!(matches!(
+            refuse(&mut state, &admit(2, "b", 3)),
+            Refusal::NotTheNextIncarnation { .. }
+        ));
+        assert_eq!(state.apply(&admit(2, "b", 2)), Outcome::Applied);
+        assert_eq!(state.primary, None, "who is copied owns nothing");
+        assert!(matches!(
+            refuse(&mut state, &register(2, "b", 1, "72")),
+            Refusal::OldIncarnation { .. }
+        ));
+        // A copy that failed is begun again.
+        assert_eq!(state.apply(&admit(2, "b", 2)), Outcome::Unchanged);
+        assert_eq!(state.apply(&admit(2, "b", 3)), Outcome::Applied);
+        assert_eq!(state.apply(&register(2, "b", 3, "79")), Outcome::Applied);
+        assert!(state.active(node(2)).is_some());
+    }
+
+    #[test]
+    fn the_last_active_member_is_neither_copied_nor_dismissed() {
+        let mut state = two_members();
+        assert_eq!(state.apply(&Command::DismissMember { node: node(2) }), Outcome::Applied);
+        for command in [admit(1, "a", 2), Command::DismissMember { node: node(1) }] {
+            assert_eq!(refuse(&mut state, &command), Refusal::LastMember { node: node(1) });
+        }
+    }
+
+    #[test]
+    fn a_dismissed_member_stays_so_until_it_is_removed() {
+        let mut state = two_members();
+        state.apply(&Command::SetPrimary { node: node(2), expected: Epoch(0) });
+        let dismiss = Command::DismissMember { node: node(2) };
+        assert_eq!(state.apply(&dismiss), Outcome::Applied);
+        assert_eq!(state.apply(&dismiss), Outcome::Unchanged);
+        assert_eq!((state.primary, state.active(node(2))), (None, None));
+        assert_eq!(state.apply(&register(2, "b", 1, "72")), Outcome::Unchanged);
+        assert_eq!(state.active(node(2)), None);
+        assert_eq!(state.apply(&Command::RemoveMember { node: node(2) }), Outcome::Applied);
+        assert_eq!(refuse(&mut state, &dismiss), Refusal::RemovedMember { node: node(2) });
+        assert_eq!(refuse(&mut state, &admit(2, "b", 2)), Refusal::RemovedMember { node: node(2) });
     }
 
     #[test]

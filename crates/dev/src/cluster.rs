@@ -106,10 +106,44 @@ impl Cluster {
     /// # Panics
     /// When there is none of that number.
     pub fn node(&self, number: u16) -> &Node {
-        match self.nodes.get(usize::from(number).wrapping_sub(1)) {
+        match self.nodes.iter().find(|node| node.number() == number) {
             Some(node) => node,
             None => panic!("there is no node {number}"),
         }
+    }
+
+    /// Adds a node with `synapsedb node join` and starts its agent. Does not wait until it has caught up.
+    ///
+    /// # Panics
+    /// When the command fails, with its own words.
+    pub fn join(&mut self, source: Option<u16>) -> u16 {
+        let number = self.nodes.iter().map(Node::number).max().unwrap_or(0) + 1;
+        let from = source.map(|source| source.to_string());
+        let mut arguments = vec!["node", "join", "--timeout", "120"];
+        arguments.extend(from.iter().flat_map(|from| ["--source", from.as_str()]));
+        self.command(&arguments);
+        let node = Node::new(&self.binary, &self.data, &self.ports, number, number, &self.reaper);
+        node.start();
+        self.nodes.push(node);
+        number
+    }
+
+    /// Runs a verb of the command line on this cluster and returns what it printed.
+    ///
+    /// # Panics
+    /// When it fails, with its own words.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        let data = self.data.to_string_lossy();
+        match self.binary.output(&[arguments, &["--data", &data]].concat()) {
+            Ok(text) => text,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// The fixture no longer counts on a node, which has left the cluster; its processes are ended.
+    pub fn forget(&mut self, number: u16) {
+        self.node(number).end();
+        self.nodes.retain(|node| node.number() != number);
     }
 
     /// All nodes in order.

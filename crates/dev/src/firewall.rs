@@ -78,6 +78,30 @@ pub struct Cut {
 }
 
 impl Cut {
+    /// Drops everything between two agents, each with the port on which it listens, and nothing else.
+    ///
+    /// # Errors
+    /// When nft refuses the rules.
+    pub fn between(table: &str, one: (&Group, u16), other: (&Group, u16)) -> Result<Self> {
+        let rule = |hook: &str, (from, _): (&Group, u16), (_, port): (&Group, u16)| {
+            let side = if hook == "output" { "dport" } else { "sport" };
+            let group = from.name();
+            format!(
+                "socket cgroupv2 level 1 \"{group}\" meta l4proto {{ tcp, udp }} th {side} {port} drop"
+            )
+        };
+        let chain = |hook: &str| {
+            format!(
+                "chain {hook}_ {{ type filter hook {hook} priority 0; policy accept;\n{}\n{}\n}}",
+                rule(hook, one, other),
+                rule(hook, other, one)
+            )
+        };
+        let rules = format!("table inet {table} {{\n{}\n{}\n}}", chain("output"), chain("input"));
+        nft(&rules).with_context(|| format!("set up the nftables table {table}"))?;
+        Ok(Self { table: table.to_owned() })
+    }
+
     /// Drops what the agent of `group`, which listens on `own`, exchanges with its peers, which listen on `others`.
     ///
     /// # Errors

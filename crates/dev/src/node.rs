@@ -16,6 +16,8 @@ use crate::ports::PortBase;
 use crate::process::{self, Memory};
 use crate::reaper::Reaper;
 
+mod link;
+
 /// How long an agent may take to stop when asked.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a killed process may take to vanish.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use prometheus_client::registry::Registry;
-use synapsedb_core::state::Addresses;
+use synapsedb_core::ids::NodeId;
+use synapsedb_core::state::{Addresses, Member, MemberStatus};
 use tokio::sync::watch;
 
 use crate::config::AgentConfig;
@@ -13,7 +14,9 @@ use crate::failover::Registration;
 use crate::http::{self, Parts, Port, StatusSource};
 use crate::layout::Identity;
 use crate::tasks::{Shutdown, Tasks};
-use crate::{failover, gossip, metrics, peers, postgres, raft, replication, router, tls};
+use crate::{
+    failover, gossip, members, metrics, peers, postgres, raft, replication, router, tls, twin,
+};
 
 /// Runs the agent until `stop` is cancelled or a component fails.
 ///
@@ -60,6 +63,8 @@ impl Ground {
         let (peers, task) =
             peers::new(listen, identity.clone(), addresses.clone(), &tls, registry)?;
         tasks.spawn("peers", |stop| task.run(stop));
+        let twin = twin::watch(&peers, identity.node).await?;
+        tasks.spawn("twin", |stop| twin.run(stop));
 
         // Who is alive: evidence, never a decision.
         let limits = config.gossip.clone();
@@ -70,8 +75,18 @@ impl Ground {
         // What the cluster intends: the only decisions.
         let limits = config.raft.clone();
         let (raft, task) =
-            raft::new(limits, identity.clone(), addresses, peers.clone(), registry).await?;
+            raft::new(limits, identity.clone(), addresses.clone(), peers.clone(), registry).await?;
         tasks.spawn("raft", |stop| task.run(stop));
+
+        // Where the others are, as that changes.
+        let members = members::Task {
+            me: identity.node,
+            seeds: addresses,
+            state: raft.watch(),
+            peers: peers.clone(),
+            gossip: gossip.clone(),
+        };
+        tasks.spawn("members", |stop| members.run(stop));
 
         Ok(Self { identity, postgres, tls, peers, gossip, raft })
     }
@@ -100,7 +115,8 @@ fn start_services(
 
     // This node's entry among the members, and which node takes the writes.
     let addresses = Addresses { peers: own.peers, postgres: own.postgres, http: own.http };
-    let (registration, task) = registration(addresses, &postgres);
+    let (registration, task) =
+        registration(addresses, &postgres, &replication, &raft, identity.node);
     tasks.spawn("registration", |stop| task.run(stop));
     let (failover, task) = failover::new(
         config.failover,
@@ -202,23 +218,48 @@ fn source<S: serde::Serialize>(status: impl Fn() -> S + Send + Sync + 'static) -
 /// Tells the members table of the server's version and identity as soon as they are known.
 struct RegistrationTask {
     health: watch::Receiver<postgres::Health>,
+    /// Whether the peers have said that this node's data is what they know.
+    may_publish: watch::Receiver<bool>,
+    replication: replication::Handle,
+    raft: raft::Handle,
+    me: NodeId,
     told: watch::Sender<Registration>,
 }
 
 fn registration(
     addresses: Addresses,
     postgres: &postgres::Handle,
+    replication: &replication::Handle,
+    raft: &raft::Handle,
+    me: NodeId,
 ) -> (watch::Receiver<Registration>, RegistrationTask) {
-    let known = Registration { addresses, ..Registration::default() };
+    let known = Registration { held: true, addresses, ..Registration::default() };
     let (told, registration) = watch::channel(known);
-    (registration, RegistrationTask { health: postgres.health(), told })
+    let (health, may_publish) = (postgres.health(), replication.may_publish());
+    let (replication, raft) = (replication.clone(), raft.clone());
+    (registration, RegistrationTask { health, may_publish, replication, raft, me, told })
 }
 
+/// How often a joining node looks whether it has caught up.
+const BEHIND_POLL: Duration = Duration::from_millis(250);
+
 impl RegistrationTask {
+    /// Whether this node is joining and lacks rows of the others: it takes part when it has them. Before it follows a
+    /// leader it does not know what it is.
+    fn is_behind(&self) -> bool {
+        let joining = |me: &Member| me.status == MemberStatus::Joining;
+        let joining = self.raft.state().members.get(&self.me).is_some_and(joining);
+        self.raft.leader().is_none() || (joining && self.replication.not_ready().is_some())
+    }
+
     async fn run(mut self, stop: Shutdown) -> Result<()> {
         loop {
             let health = self.health.borrow_and_update().clone();
+            let known = *self.may_publish.borrow_and_update();
+            let held = !known || self.is_behind();
             self.told.send_if_modified(|told| {
+                let freed = told.held && !held;
+                told.held &= held;
                 let news = health.version != 0
                     && (told.postgres_version, &told.system_identifier)
                         != (health.version, &health.system_identifier);
@@ -226,11 +267,13 @@ impl RegistrationTask {
                     told.postgres_version = health.version;
                     told.system_identifier = health.system_identifier;
                 }
-                news
+                news || freed
             });
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(BEHIND_POLL), if known && held => {}
                 changed = self.health.changed() => changed.context("the server's health is gone")?,
+                changed = self.may_publish.changed() => changed.context("replication is gone")?,
             }
         }
     }

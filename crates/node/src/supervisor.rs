@@ -3,6 +3,7 @@
 //! **Runs on:** one process beside the agents of `synapsedb up`. **Invariant:** it holds nothing that an agent needs: a
 //! new supervisor adopts the agents that a killed one left.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
+use synapsedb_core::ids::NodeId;
 use tokio::process::Child;
 
 use crate::layout::{Cluster, Node};
@@ -28,6 +30,10 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// An agent that ran for this long has not failed to start.
 const STABLE: Duration = Duration::from_secs(30);
+/// How often is looked whether an adopted agent still holds its file.
+const HELD_POLL: Duration = Duration::from_millis(500);
+/// How often is looked whether nodes have joined or left.
+const NODES_POLL: Duration = Duration::from_secs(1);
 
 /// The supervisor of a cluster, if one runs.
 pub fn running(cluster: &Cluster) -> Option<Process> {
@@ -46,13 +52,36 @@ pub fn running_agent(cluster: &Cluster, node: &Node) -> Option<Process> {
 pub async fn run(cluster: &Cluster, program: &Path, stop: Shutdown) -> Result<()> {
     let _lock = PidFile::acquire(&cluster.supervisor_pid_file())?;
     let mut watches = tokio::task::JoinSet::new();
-    for node in &cluster.nodes {
-        let watch = Watch {
-            name: format!("node {}", node.id),
-            dir: cluster.node_dir(node.id),
-            program: program.to_owned(),
-        };
-        watches.spawn(watch.run(stop.child_token()));
+    let mut watched: BTreeMap<NodeId, Shutdown> = BTreeMap::new();
+    let mut nodes = cluster.nodes.clone();
+    loop {
+        let there = |id: &NodeId| nodes.iter().any(|node| node.id == *id);
+        watched.retain(|id, until| {
+            if !there(id) {
+                until.cancel();
+            }
+            there(id)
+        });
+        for node in &nodes {
+            watched.entry(node.id).or_insert_with(|| {
+                let watch = Watch {
+                    name: format!("node {}", node.id),
+                    dir: cluster.node_dir(node.id),
+                    program: program.to_owned(),
+                };
+                let until = stop.child_token();
+                watches.spawn(watch.run(until.clone()));
+                until
+            });
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(NODES_POLL) => {}
+        }
+        // Nodes join and leave; a file that cannot be read now says nothing.
+        if let Ok(Some(now)) = crate::layout::find(&cluster.data) {
+            nodes = now.nodes;
+        }
     }
     while let Some(ended) = watches.join_next().await {
         ended.context("the watch over an agent panicked")?;
@@ -72,6 +101,8 @@ struct Agent {
     process: Process,
     /// `None` when it was adopted.
     child: Option<Child>,
+    /// The file that it holds.
+    pid_file: PathBuf,
 }
 
 impl Agent {
@@ -83,7 +114,10 @@ impl Agent {
                 Err(error) => format!("lost: {error}"),
             },
             None => {
-                self.process.gone().await;
+                // `synapsedb node reseed` holds an agent's place for a while, and lives on when it has let it go.
+                while pid_file::holder(&self.pid_file).is_some() {
+                    let _ = tokio::time::timeout(HELD_POLL, self.process.gone()).await;
+                }
                 "adopted, its status is unknown".to_owned()
             }
         }
@@ -130,9 +164,10 @@ impl Watch {
 
     /// The agent that already runs, else a new one.
     fn find_or_start(&self) -> Result<Agent> {
-        if let Some(process) = pid_file::holder(&self.dir.join("agent.pid")) {
+        let pid_file = self.dir.join("agent.pid");
+        if let Some(process) = pid_file::holder(&pid_file) {
             tracing::info!(pid = process.pid(), "adopted the running agent of {}", self.name);
-            return Ok(Agent { process, child: None });
+            return Ok(Agent { process, child: None, pid_file });
         }
         let log_file = self.dir.join("agent.log");
         let log = OpenOptions::new()
@@ -158,7 +193,7 @@ impl Watch {
         let process =
             child.id().and_then(Process::find).context("it ended at once; see agent.log")?;
         tracing::info!(pid = process.pid(), "started the agent of {}", self.name);
-        Ok(Agent { process, child: Some(child) })
+        Ok(Agent { process, child: Some(child), pid_file })
     }
 
     async fn stop(&self, agent: &mut Agent) {

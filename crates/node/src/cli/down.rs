@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
+use synapsedb_core::ids::NodeId;
 
-use super::Data;
 use super::progress::Progress;
+use super::{Data, sample};
 use crate::layout::{self, CLUSTER_FILE, Cluster};
 use crate::supervisor::{self, AGENT_STOP, SERVER_STOP};
 
@@ -101,15 +102,19 @@ fn stop(cluster: &Cluster) -> Result<bool> {
 /// Removes what `init` made, and nothing else; `cluster.json` last, so that an interruption can be continued.
 fn destroy(cluster: &Cluster) -> Result<()> {
     let mut names = vec!["ca".to_owned(), "ca.partial".to_owned()];
+    // Also of nodes that have left.
+    for number in 1..=NodeId::MAX {
+        names.push(format!("node-{number}"));
+        names.push(format!("node-{number}.partial"));
+    }
     for node in &cluster.nodes {
-        names.push(format!("node-{}", node.id));
-        names.push(format!("node-{}.partial", node.id));
         if !node.socket_dir.starts_with(&cluster.data) {
             remove(&node.socket_dir)?;
         }
     }
     names.extend(
-        ["supervisor.pid", "supervisor.log", "cluster.partial", CLUSTER_FILE].map(str::to_owned),
+        ["supervisor.pid", "supervisor.log", "cluster.partial", sample::MARKER, CLUSTER_FILE]
+            .map(str::to_owned),
     );
     for name in names {
         remove(&cluster.data.join(name))?;

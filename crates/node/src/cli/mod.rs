@@ -8,6 +8,7 @@ mod down;
 mod endpoints;
 mod init;
 mod logs;
+mod node;
 mod progress;
 mod psql;
 mod repl;
@@ -68,6 +69,9 @@ enum Command {
     Init(init::Arguments),
     /// Runs one agent
     Agent(agent::Arguments),
+    /// Lists, adds, re-seeds and removes nodes of the running cluster
+    #[command(subcommand)]
+    Node(node::Command),
     /// Works on configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -141,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Init(arguments) => init::run(&arguments),
         Command::Agent(arguments) => agent::run(&arguments),
         Command::Config(ConfigCommand::Check { file }) => agent::check_file(&file),
+        Command::Node(command) => node::run(&command),
         Command::Cert(command) => cert::run(&command),
         Command::Supervise(data) => up::supervise(&data),
         Command::Version => {

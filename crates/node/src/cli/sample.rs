@@ -12,7 +12,7 @@ const ARRIVAL: Duration = Duration::from_secs(60);
 /// How often a node is asked whether they are there.
 const POLL: Duration = Duration::from_millis(50);
 /// The file that says that they were made: who drops them does not get them back.
-const MARKER: &str = "sample.done";
+pub(super) const MARKER: &str = "sample.done";
 
 /// Makes the sample tables unless this cluster has had them.
 ///

@@ -14,6 +14,9 @@ use crate::supervisor;
 /// How long a node may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a change may take, which a majority has to agree to.
+const POST_TIMEOUT: Duration = Duration::from_secs(12);
+
 /// The arguments of `status`.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -261,6 +264,19 @@ pub(super) fn reason(body: &str) -> String {
     });
     let told = || json.get("message")?.as_str().map(str::to_owned);
     failed.or_else(told).unwrap_or_else(|| "it is not ready".to_owned())
+}
+
+/// Sends a JSON document to a port of this machine: status and body.
+pub(super) fn post(port: u16, path: &str, body: &str) -> Result<(u16, String), ureq::Error> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(POST_TIMEOUT))
+        .http_status_as_error(false)
+        .proxy(None)
+        .build()
+        .into();
+    let request = agent.post(format!("http://127.0.0.1:{port}{path}"));
+    let mut response = request.header("content-type", "application/json").send(body)?;
+    Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
 }
 
 /// Asks a port of this machine: status and body.

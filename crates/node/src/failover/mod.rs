@@ -77,6 +77,8 @@ impl Config {
 /// What this node tells the cluster of itself. What is not known yet is empty or zero, and told when it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Registration {
+    /// Not to be told yet: whether the data is what the cluster knows has not been seen.
+    pub held: bool,
     /// Where it listens.
     pub addresses: Addresses,
     /// PostgreSQL's identifier of its data directory.

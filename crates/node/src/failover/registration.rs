@@ -11,6 +11,9 @@ pub(super) fn due(
     identity: &Identity,
     registration: &Registration,
 ) -> Option<Command> {
+    if registration.held {
+        return None;
+    }
     let uuid = identity.uuid.to_string();
     let known = state.members.get(&identity.node).is_some_and(|known| {
         // What is not known yet is not told, and the cluster keeps what it has.
@@ -20,7 +23,7 @@ pub(super) fn due(
             || known.postgres_version == registration.postgres_version;
         known.uuid == uuid
             && known.incarnation == identity.incarnation
-            && known.status == MemberStatus::Active
+            && matches!(known.status, MemberStatus::Active | MemberStatus::Leaving)
             && known.addresses == registration.addresses
             && same_server
             && same_version

@@ -77,7 +77,7 @@ impl Handle {
     pub fn status(&self) -> MembersBody {
         let view = self.view();
         let members = view.members.iter().map(|(node, member)| {
-            let address = self.shared.addresses.get(node).cloned().unwrap_or_default();
+            let address = self.shared.addresses.borrow().get(node).cloned().unwrap_or_default();
             MemberBody::new(node.get(), address, member)
         });
         MembersBody { node: self.shared.me.get(), members: members.collect() }

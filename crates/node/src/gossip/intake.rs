@@ -42,6 +42,14 @@ impl Intake {
         }
     }
 
+    /// The members other than this node are these from now on.
+    pub(super) fn set_others(&mut self, others: &BTreeSet<NodeId>) {
+        self.seen.retain(|node, _| others.contains(node));
+        for node in others {
+            self.seen.entry(*node).or_default();
+        }
+    }
+
     /// The sender and the message, or `None` for a datagram that was dropped and counted.
     pub(super) fn take(&mut self, datagram: &[u8], now_unix_us: i64) -> Option<(NodeId, Message)> {
         match self.open(datagram, now_unix_us) {

@@ -107,15 +107,14 @@ impl Heartbeat {
     fn decode(sender: NodeId, from: &mut Bytes) -> Option<Self> {
         let life = get_life(sender, from)?;
         let counter = from.try_get_u64().ok()?;
-        let mut facts = Facts {
+        let facts = Facts {
             postgres_ready: from.try_get_u8().ok()? == 1,
             wal_lsn: Lsn(from.try_get_u64().ok()?),
             published_lsn: Lsn(from.try_get_u64().ok()?),
             unread_bytes: from.try_get_u64().ok()?,
-            ..Facts::default()
+            applied: get_vector(from)?,
+            received: get_vector(from)?,
         };
-        facts.applied = get_vector(from)?;
-        facts.received = get_vector(from)?;
         let mut hears = BTreeMap::new();
         for _ in 0..from.try_get_u8().ok()? {
             let node = NodeId::new(from.try_get_u16().ok()?)?;
@@ -130,18 +129,8 @@ impl Heartbeat {
     }
 }
 
-fn put_life(out: &mut Vec<u8>, life: &Life) {
-    out.put_u32(life.incarnation.0);
-    out.put_u64(life.start);
-}
-
-fn get_life(node: NodeId, from: &mut Bytes) -> Option<Life> {
-    let incarnation = Incarnation(from.try_get_u32().ok()?);
-    Some(Life { node, incarnation, start: from.try_get_u64().ok()? })
-}
-
-/// At most `NodeId::MAX` entries, so a byte counts them.
 fn put_vector(out: &mut Vec<u8>, vector: &VersionVector) {
+    // At most NodeId::MAX entries, so a byte counts them.
     out.put_u8(u8::try_from(vector.len()).unwrap_or(u8::MAX));
     for (origin, lsn) in vector.iter() {
         out.put_u16(origin.get());
@@ -156,6 +145,16 @@ fn get_vector(from: &mut Bytes) -> Option<VersionVector> {
         vector.advance(origin, Lsn(from.try_get_u64().ok()?));
     }
     Some(vector)
+}
+
+fn put_life(out: &mut Vec<u8>, life: &Life) {
+    out.put_u32(life.incarnation.0);
+    out.put_u64(life.start);
+}
+
+fn get_life(node: NodeId, from: &mut Bytes) -> Option<Life> {
+    let incarnation = Incarnation(from.try_get_u32().ok()?);
+    Some(Life { node, incarnation, start: from.try_get_u64().ok()? })
 }
 
 #[cfg(test)]

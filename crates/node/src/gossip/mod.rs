@@ -116,7 +116,7 @@ pub struct Facts {
     pub postgres_ready: bool,
     /// What it has applied, durably, of every origin.
     pub applied: VersionVector,
-    /// What it has received of every other origin: it can hand that on.
+    /// What it has received of every origin, applied or not: what it can hand on.
     pub received: VersionVector,
     /// Where its own WAL ends.
     pub wal_lsn: Lsn,
@@ -185,7 +185,7 @@ struct Shared {
     views: watch::Sender<Arc<View>>,
     /// A fact has changed that others should know at once.
     news: Notify,
-    addresses: BTreeMap<NodeId, String>,
+    addresses: watch::Sender<BTreeMap<NodeId, String>>,
     me: NodeId,
 }
 
@@ -234,7 +234,7 @@ pub fn new(
         roster: Mutex::new(roster),
         views: watch::Sender::new(first),
         news: Notify::new(),
-        addresses,
+        addresses: watch::Sender::new(addresses),
         me,
     });
     let task = Task::new(config, identity, socket, tls.gossip_cipher(), shared.clone(), registry);
@@ -248,6 +248,22 @@ impl Handle {
     /// Sets what this node says of itself from the next heartbeat on; a change of `postgres_ready` is sent at once.
     pub fn publish(&self, facts: Facts) {
         if self.shared.with_roster(|roster| roster.publish(facts)) {
+            self.shared.news.notify_one();
+        }
+    }
+
+    /// The members are these from now on.
+    pub fn set_members(&self, members: &BTreeMap<NodeId, String>) {
+        let changed = self.shared.addresses.send_if_modified(|addresses| {
+            let changed = addresses != members;
+            if changed {
+                addresses.clone_from(members);
+            }
+            changed
+        });
+        if changed {
+            let others = members.keys().copied().filter(|&node| node != self.shared.me).collect();
+            self.shared.with_roster(|roster| roster.set_others(&others, Instant::now()));
             self.shared.news.notify_one();
         }
     }

@@ -1,6 +1,6 @@
 //! What this node knows of every member: the material of the view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use synapsedb_core::ids::{Incarnation, NodeId};
@@ -35,10 +35,16 @@ impl Roster {
         others: Vec<NodeId>,
         now: Instant,
     ) -> Self {
-        let unknown =
-            || Other { state: MemberState::Down, since: now, heartbeat: None, left: None };
-        let others = others.into_iter().map(|node| (node, unknown())).collect();
+        let others = others.into_iter().map(|node| (node, Other::unknown(now))).collect();
         Self { me, incarnation, started: now, facts: Facts::default(), others }
+    }
+
+    /// Forgets who is no member any more, and begins to listen to new ones.
+    pub(super) fn set_others(&mut self, others: &BTreeSet<NodeId>, now: Instant) {
+        self.others.retain(|node, _| others.contains(node));
+        for node in others {
+            self.others.entry(*node).or_insert_with(|| Other::unknown(now));
+        }
     }
 
     /// Answers whether the change is worth a heartbeat of its own.
@@ -141,6 +147,10 @@ impl Roster {
 }
 
 impl Other {
+    fn unknown(now: Instant) -> Self {
+        Self { state: MemberState::Down, since: now, heartbeat: None, left: None }
+    }
+
     fn view(&self, ms: &impl Fn(Instant) -> u64) -> MemberView {
         let heartbeat = self.heartbeat.as_ref();
         let age_ms = heartbeat.map(|(at, _)| ms(*at));

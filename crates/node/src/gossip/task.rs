@@ -1,6 +1,6 @@
 //! The loop of gossip: one socket, foca's timers, and a heartbeat to everybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -53,7 +53,7 @@ impl Task {
         shared: Arc<Shared>,
         registry: &mut Registry,
     ) -> Self {
-        let others = shared.addresses.keys().copied().filter(|&node| node != shared.me).collect();
+        let others = others(&shared).into_iter().collect();
         let intake = Intake::new(&config, shared.me, others, cipher);
         let start = u64::try_from(unix_us() / 1_000).unwrap_or(0);
         let life = Life { node: identity.node, incarnation: identity.incarnation, start };
@@ -97,7 +97,16 @@ impl Task {
         let _looking_up = AbortOnDrop(looking_up);
         let heartbeat = Duration::from_millis(self.config.heartbeat_ms);
         let mut next_heartbeat = Instant::now();
+        let mut members = self.shared.addresses.subscribe();
+        // They may have changed since this task was made.
+        members.mark_changed();
         loop {
+            if members.has_changed().unwrap_or(false) {
+                members.mark_unchanged();
+                let others = others(&self.shared);
+                self.intake.set_others(&others);
+                self.addresses().retain(|node, _| others.contains(node));
+            }
             // What has arrived comes before what is due: after a pause of this process, answers that wait in the
             // socket must not count as missing.
             self.receive(&socket);
@@ -232,6 +241,10 @@ impl Task {
     }
 }
 
+fn others(shared: &Shared) -> BTreeSet<NodeId> {
+    shared.addresses.borrow().keys().copied().filter(|&node| node != shared.me).collect()
+}
+
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
@@ -242,8 +255,10 @@ impl Drop for AbortOnDrop {
 
 /// Keeps the addresses of the peers current: host names may come to mean something else.
 async fn look_up(shared: Arc<Shared>, addresses: Addresses, every_ms: u64) {
+    let mut members = shared.addresses.subscribe();
     loop {
-        for (&node, address) in &shared.addresses {
+        let known = members.borrow_and_update().clone();
+        for (&node, address) in &known {
             match tokio::net::lookup_host(address).await.map(|mut found| found.next()) {
                 Ok(Some(found)) => {
                     addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(node, found);
@@ -252,7 +267,10 @@ async fn look_up(shared: Arc<Shared>, addresses: Addresses, every_ms: u64) {
                 Err(error) => tracing::warn!(%node, "cannot look {address} up: {error}"),
             }
         }
-        tokio::time::sleep(Duration::from_millis(every_ms)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(every_ms)) => {}
+            Ok(()) = members.changed() => {}
+        }
     }
 }
 

@@ -231,3 +231,26 @@ async fn a_busy_machine_raises_no_false_alarm() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_come_and_go_while_the_agent_runs() {
+    let cluster = TestCluster::new(3);
+    let (first, second, third) = (start(&cluster, 1), start(&cluster, 2), start(&cluster, 3));
+    let all: BTreeMap<_, _> =
+        cluster.addresses.iter().map(|member| (member.node, member.address.clone())).collect();
+    let mut two = all.clone();
+    two.remove(&node(3));
+    first.gossip.set_members(&two);
+    first.sees(2, MemberState::Alive).await;
+    assert!(!first.gossip.view().members.contains_key(&node(3)));
+    eventually("what node 3 sends is dropped", || {
+        (first.dropped("unknown_node") > 0).then_some(())
+    })
+    .await;
+    first.gossip.set_members(&all);
+    first.sees(3, MemberState::Alive).await;
+    third.sees(1, MemberState::Alive).await;
+    for ended in [first, second, third] {
+        ended.kill().await;
+    }
+}

@@ -152,7 +152,7 @@ fn reachable(data: &Path, user: Option<&OsUser>) -> Result<()> {
 }
 
 /// The node's own directory, or a short one under /tmp when the socket's path would be too long for the kernel.
-fn socket_dir(data: &Path, cluster_id: Uuid, node: NodeId, port: u16) -> PathBuf {
+pub(super) fn socket_dir(data: &Path, cluster_id: Uuid, node: NodeId, port: u16) -> PathBuf {
     let dir = data.join(format!("node-{node}/run"));
     let length = dir.join(format!(".s.PGSQL.{port}.lock")).as_os_str().len();
     if length <= SOCKET_PATH_MAX {
@@ -173,7 +173,7 @@ fn make_authority(cluster: &Cluster) -> Result<()> {
     publish_dir(&partial, &dir)
 }
 
-fn make_node(cluster: &Cluster, node: &Node) -> Result<()> {
+pub(super) fn make_node(cluster: &Cluster, node: &Node) -> Result<()> {
     let dir = cluster.node_dir(node.id);
     if dir.is_dir() {
         return Ok(());

@@ -6,6 +6,7 @@
 
 mod agent_toml;
 mod files;
+mod grow;
 mod make;
 pub mod ports;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::{Incarnation, NodeId};
 
 pub use files::write_atomic;
+pub use grow::{identity, keep, prepare_node, put_identity};
 pub use make::init;
 pub use ports::Ports;
 
@@ -109,9 +111,9 @@ impl Cluster {
     pub fn node(&self, number: u16) -> Result<&Node> {
         self.nodes.iter().find(|node| node.id.get() == number).with_context(|| {
             format!(
-                "the cluster in {} has the nodes 1 to {}",
+                "the cluster in {} has the nodes {}",
                 self.data.display(),
-                self.nodes.len()
+                self.nodes.iter().map(|node| node.id.to_string()).collect::<Vec<_>>().join(", ")
             )
         })
     }

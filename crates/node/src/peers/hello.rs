@@ -73,7 +73,7 @@ impl Shared {
                 format!("it says it is node {}, its certificate says {certified}", hello.node);
             return refuse(Refusal::WrongNode, text);
         }
-        if !self.links.contains_key(&certified) {
+        if self.link(certified).is_none() {
             let text = format!("node {certified} is not another member of this cluster");
             return refuse(Refusal::UnknownNode, text);
         }

@@ -48,6 +48,13 @@ impl Link {
         &self.address
     }
 
+    /// Ends the connection; the calls that wait on it fail.
+    pub(super) fn close(&self) {
+        if let State::Open(connection) = &*self.state.borrow() {
+            connection.close();
+        }
+    }
+
     /// The peer has just shown that it lives: do not wait any longer before dialling it.
     pub(super) fn peer_is_back(&self) {
         self.state.send_if_modified(|state| {

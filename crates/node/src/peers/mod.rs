@@ -185,7 +185,7 @@ struct Shared {
     config: Config,
     identity: Identity,
     tls: tls::Handle,
-    links: BTreeMap<NodeId, Arc<link::Link>>,
+    links: RwLock<BTreeMap<NodeId, Arc<link::Link>>>,
     calls: RwLock<BTreeMap<&'static str, CallHandler>>,
     streams: RwLock<BTreeMap<&'static str, StreamHandler>>,
     metrics: metrics::Metrics,
@@ -197,6 +197,10 @@ struct Shared {
 impl Shared {
     fn call_handler(&self, service: &str) -> Option<CallHandler> {
         self.calls.read().unwrap_or_else(PoisonError::into_inner).get(service).cloned()
+    }
+
+    fn link(&self, node: NodeId) -> Option<Arc<link::Link>> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
     }
 
     fn stream_handler(&self, service: &str) -> Option<StreamHandler> {
@@ -237,6 +241,7 @@ pub fn new(
         .filter(|member| member.node != identity.node)
         .map(|member| (member.node, Arc::new(link::Link::new(member.node, member.address))))
         .collect();
+    let links = RwLock::new(links);
     let shared = Arc::new(Shared {
         config,
         identity,
@@ -317,9 +322,33 @@ impl Handle {
         })
     }
 
+    /// The members are these from now on, this node apart: links to others end, an address that has changed is dialled
+    /// anew.
+    pub fn set_members(&self, members: &BTreeMap<NodeId, String>) {
+        let mut links = self.shared.links.write().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|node, link| {
+            let kept = members.get(node).is_some_and(|address| address == link.address());
+            if !kept {
+                link.close();
+            }
+            kept
+        });
+        for (&node, address) in
+            members.iter().filter(|(node, _)| **node != self.shared.identity.node)
+        {
+            links.entry(node).or_insert_with(|| Arc::new(link::Link::new(node, address.clone())));
+        }
+    }
+
     /// The other members, in order.
     pub fn others(&self) -> Vec<NodeId> {
-        self.shared.links.keys().copied().collect()
+        let links = self.shared.links.read().unwrap_or_else(PoisonError::into_inner);
+        links.keys().copied().collect()
+    }
+
+    /// Where another member is reached, if it is one.
+    pub fn address(&self, node: NodeId) -> Option<String> {
+        self.link(node).ok().map(|link| link.address().to_owned())
     }
 
     /// Where this agent listens: the port is the real one when the configuration said 0.
@@ -327,7 +356,7 @@ impl Handle {
         self.shared.local_address
     }
 
-    fn link(&self, node: NodeId) -> Result<&Arc<link::Link>, CallError> {
-        self.shared.links.get(&node).ok_or(CallError::UnknownPeer { node })
+    fn link(&self, node: NodeId) -> Result<Arc<link::Link>, CallError> {
+        self.shared.link(node).ok_or(CallError::UnknownPeer { node })
     }
 }

@@ -97,7 +97,7 @@ async fn receive(
                 return shared.metrics.refuse(Refusal::Timeout, &from.to_string(), &text);
             }
         };
-        if let Some(link) = shared.links.get(&peer) {
+        if let Some(link) = shared.link(peer) {
             link.peer_is_back();
         }
         let _accepted = shared.metrics.accepted();

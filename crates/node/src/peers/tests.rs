@@ -432,3 +432,30 @@ async fn streams_carry_bytes_and_names() {
     let error = first.peers.open(node(2), "nothing").await.err().unwrap();
     assert!(error.to_string().contains("unknown_service"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_come_and_go_while_the_agent_runs() {
+    let cluster = TestCluster::new(3);
+    let (one, three) = (cluster.start(1), cluster.start(3));
+    three.peers.serve("echo", |_, body| Box::pin(async move { Ok(body) }));
+    let call = async || one.peers.call(node(3), "echo", Bytes::from_static(b"hello")).await;
+    let all: BTreeMap<_, _> =
+        cluster.addresses.iter().map(|member| (member.node, member.address.clone())).collect();
+    let two: BTreeMap<_, _> = all
+        .iter()
+        .filter(|(member, _)| **member != node(3))
+        .map(|(n, a)| (*n, a.clone()))
+        .collect();
+    assert_eq!(call().await.unwrap(), "hello");
+    one.peers.set_members(&two);
+    assert!(matches!(call().await, Err(CallError::UnknownPeer { .. })));
+    assert_eq!(one.peers.others(), [node(2)]);
+    one.peers.set_members(&all);
+    assert_eq!(call().await.unwrap(), "hello");
+    // It has moved away; nobody is there any more.
+    let moved = all.keys().map(|member| (*member, "127.0.0.1:1".to_owned())).collect();
+    one.peers.set_members(&moved);
+    assert!(matches!(call().await, Err(CallError::Unreachable { .. })));
+    one.stop().await;
+    three.stop().await;
+}

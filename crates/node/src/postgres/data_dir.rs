@@ -38,7 +38,7 @@ pub(super) fn prepare(
 }
 
 /// The major version that made a data directory.
-fn major_of(dir: &Path) -> Result<u32> {
+pub(super) fn major_of(dir: &Path) -> Result<u32> {
     let file = dir.join("PG_VERSION");
     let text = std::fs::read_to_string(&file).with_context(|| {
         format!("{} is no data directory of PostgreSQL: PG_VERSION cannot be read", dir.display())

@@ -7,6 +7,7 @@
 mod attached;
 mod binaries;
 mod bootstrap;
+pub(crate) mod copy;
 mod data_dir;
 mod os_user;
 mod password;

@@ -3,14 +3,18 @@
 use std::sync::atomic::Ordering;
 
 use axum::extract::State;
-use axum::routing::get;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use openraft::ServerState;
-use serde::Serialize;
-use synapsedb_core::state::ClusterState;
+use serde::{Deserialize, Serialize};
+use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::state::{Addresses, ClusterState, Command, Outcome};
 use utoipa::{OpenApi, ToSchema};
 
 use super::{Handle, node_id};
+use crate::http::api::ErrorBody;
 
 /// What one node knows of the agreement.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -66,8 +70,47 @@ pub enum Role {
     Stopping,
 }
 
+/// A change of the members.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ChangeBody {
+    /// A node's data is about to be copied: a new node, or another life of a known one.
+    Admit {
+        /// Its number.
+        #[schema(value_type = u16)]
+        node: NodeId,
+        /// The identity of its data.
+        uuid: String,
+        /// The life that the copy begins.
+        #[schema(value_type = u32)]
+        incarnation: Incarnation,
+        /// Where it will listen: `peers`, `postgres` and `http`, each as `host:port`.
+        #[schema(value_type = Object)]
+        addresses: Addresses,
+    },
+    /// A node is to be removed: it serves nobody from now on.
+    Dismiss {
+        /// Its number.
+        #[schema(value_type = u16)]
+        node: NodeId,
+    },
+    /// A node leaves for good.
+    Remove {
+        /// Its number.
+        #[schema(value_type = u16)]
+        node: NodeId,
+    },
+}
+
+/// What came of a change.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ChangedBody {
+    /// Whether anything had to be changed.
+    pub changed: bool,
+}
+
 #[derive(OpenApi)]
-#[openapi(paths(status))]
+#[openapi(paths(status, change_members))]
 struct Document;
 
 /// The description of the routes.
@@ -77,7 +120,10 @@ pub fn document() -> utoipa::openapi::OpenApi {
 
 /// The routes of Raft.
 pub fn routes(handle: Handle) -> Router {
-    Router::new().route("/raft/status", get(status)).with_state(handle)
+    Router::new()
+        .route("/raft/status", get(status))
+        .route("/raft/members", post(change_members))
+        .with_state(handle)
 }
 
 /// What this node knows of the agreement.
@@ -89,6 +135,41 @@ pub fn routes(handle: Handle) -> Router {
 )]
 pub async fn status(State(handle): State<Handle>) -> Json<StatusBody> {
     Json(handle.status())
+}
+
+/// Changes the members of the cluster, when a majority agrees.
+#[utoipa::path(
+    post,
+    path = "/raft/members",
+    tag = "raft",
+    request_body = ChangeBody,
+    responses(
+        (status = 200, description = "The cluster has agreed", body = ChangedBody),
+        (status = 409, description = "The change is not allowed (`refused`)", body = ErrorBody),
+        (status = 503, description = "No majority has agreed in time (`no_majority`)", body = ErrorBody)
+    )
+)]
+pub async fn change_members(
+    State(handle): State<Handle>,
+    Json(change): Json<ChangeBody>,
+) -> Response {
+    let command = match change {
+        ChangeBody::Admit { node, uuid, incarnation, addresses } => {
+            Command::AdmitMember { node, uuid, incarnation, addresses }
+        }
+        ChangeBody::Dismiss { node } => Command::DismissMember { node },
+        ChangeBody::Remove { node } => Command::RemoveMember { node },
+    };
+    match handle.propose(command).await {
+        Ok(Outcome::Applied) => Json(ChangedBody { changed: true }).into_response(),
+        Ok(Outcome::Unchanged) => Json(ChangedBody { changed: false }).into_response(),
+        Ok(Outcome::Refused(refusal)) => {
+            ErrorBody::new("refused", refusal.to_string()).with(StatusCode::CONFLICT)
+        }
+        Err(error) => {
+            ErrorBody::new("no_majority", error.to_string()).with(StatusCode::SERVICE_UNAVAILABLE)
+        }
+    }
 }
 
 impl StatusBody {

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::layout::Identity;
 use crate::peers::{self, PeerAddress};
 
+mod acknowledged;
 pub mod api;
 mod log;
 mod machine;
@@ -33,6 +34,7 @@ mod store;
 mod task;
 #[cfg(test)]
 mod tests;
+mod voters;
 
 pub use propose::ProposeError;
 pub use task::Task;
@@ -156,6 +158,7 @@ pub async fn new(
         Err(panic) => bail!(store::damaged(&file, &format!("it could not be read ({panic})"))),
     };
     let pristine = loaded.pristine;
+    acknowledged::check(&peers, identity.uuid, loaded.last_index).await?;
     store.register(registry);
     let (machine, applied, state) = machine::Machine::new(store.clone(), loaded.applied);
     let network = network::Network::new(peers.clone(), &identity, state.clone());
@@ -173,6 +176,7 @@ pub async fn new(
         state,
         silenced: AtomicBool::new(false),
     });
+    acknowledged::serve(&shared);
     network::serve(&shared);
     propose::serve(&shared);
     if pristine && members.first() == Some(&me) {

@@ -70,6 +70,8 @@ struct Inner {
 pub(super) struct Loaded {
     /// It has never held a vote or an entry.
     pub(super) pristine: bool,
+    /// The index of the last entry, also if only a snapshot holds it.
+    pub(super) last_index: Option<u64>,
     pub(super) applied: Applied,
 }
 
@@ -160,7 +162,8 @@ impl Store {
             "the state has applied {:?}, but the log ends at {previous:?}",
             applied.last_applied
         );
-        Ok(Loaded { pristine: vote.is_none() && previous.is_none(), applied })
+        let last_index = previous.map(|previous| previous.index);
+        Ok(Loaded { pristine: vote.is_none() && previous.is_none(), last_index, applied })
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {

@@ -67,6 +67,9 @@ impl Task {
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut leading_since = None;
+        let until = stop.child_token();
+        let _until = until.clone().drop_guard();
+        tokio::spawn(super::voters::follow(self.shared.clone(), until));
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,

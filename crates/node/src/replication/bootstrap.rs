@@ -6,6 +6,7 @@ use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::Config as PgConfig;
 use synapsedb_pg::{client, replication};
 
+use super::guard::Refused;
 use super::spool::{Tail, Writer};
 use super::{Shared, origin_name};
 
@@ -93,11 +94,11 @@ pub(crate) async fn ensure_slot(
     let lsn = |column: usize| -> Result<Lsn> { Ok(row.get::<_, String>(column).parse()?) };
     let (wal_end, exists, confirmed) = (lsn(0)?, row.get::<_, bool>(1), lsn(2)?);
     if tail.end_lsn > wal_end {
-        bail!(
+        return refuse(format!(
             "the WAL of this server ends at {wal_end}, but it was already published to {}: the server was \
              replaced by an older copy. Its peers have transactions that it lacks: re-seed this node",
             tail.end_lsn
-        );
+        ));
     }
     if !exists {
         if tail.end_lsn > BEFORE_SLOT {
@@ -113,6 +114,9 @@ pub(crate) async fn ensure_slot(
         }
         let start = replication::create_slot(local, slot).await?;
         tracing::info!(slot, lsn = %start, "made the replication slot");
+        // A spool that knows nothing beside a slot that stands further on is an older copy.
+        writer.checkpoint(start, &tail.vector)?;
+        writer.sync().await?;
         return Ok(start);
     }
     if row.get::<_, String>(3) == "lost" {
@@ -126,11 +130,15 @@ pub(crate) async fn ensure_slot(
         );
     }
     if tail.end_lsn > BEFORE_SLOT && confirmed > tail.end_lsn {
-        bail!(
+        return refuse(format!(
             "replication slot {slot} stands at {confirmed}, behind the end of the spool at {}: the spool is an older \
              copy or was cut. Re-seed this node",
             tail.end_lsn
-        );
+        ));
     }
-    Ok(confirmed.max(tail.end_lsn))
+    Ok(confirmed)
+}
+
+fn refuse(reason: String) -> Result<Lsn> {
+    Err(Refused(reason).into())
 }

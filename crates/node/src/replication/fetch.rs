@@ -1,5 +1,6 @@
 //! Receives the spool of one origin: from the origin itself, or from a peer that has more of it.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use synapsedb_core::backoff::Backoff;
 use synapsedb_core::durability::Class;
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::source::{self, Candidate};
 use synapsedb_core::version::VersionVector;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
@@ -19,12 +21,24 @@ use super::publish::{Syncing, synced};
 use super::serve::{self, Answer, Request};
 use super::spool::{SpoolError, Tail, Writer};
 use super::{Shared, retry};
-use crate::gossip::{self, MemberState};
+use crate::gossip::MemberState;
 use crate::peers::PeerStream;
 use crate::tasks::Shutdown;
 
 /// How long after a sender's wish acknowledgements are hurried.
 const HURRY: Duration = Duration::from_secs(10);
+/// A node that was not heard directly for this long is asked only when nobody else has what is missing.
+const HEARD_WITHIN_MS: u64 = 1500;
+
+/// How long a failure is kept at most; the configuration says how long it counts.
+const FAILURE_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// The stream was left for another, which is no failure.
+#[derive(Debug, thiserror::Error)]
+#[error("node {best} is asked from now on")]
+struct BetterSource {
+    best: NodeId,
+}
 
 /// Fetches one origin for as long as the agent runs.
 ///
@@ -67,11 +81,17 @@ async fn life(
     backoff: &mut Backoff,
 ) -> Result<Infallible> {
     let mut writer = open(shared, origin, incarnation).await?;
+    let mut failed = BTreeMap::new();
     loop {
-        let source = source(shared, origin);
+        let tail = writer.tail().commit_lsn;
+        let source = source::choose(origin, tail, &candidates(shared, origin, &failed));
         let started = Instant::now();
-        let Err(error) = receive(shared, &mut writer, origin, incarnation, source).await;
+        let Err(error) = receive(shared, &mut writer, origin, incarnation, source, &failed).await;
         writer.abort();
+        failed.retain(|_, at: &mut Instant| at.elapsed() < FAILURE_REMEMBERED);
+        if !error.is::<BetterSource>() {
+            failed.insert(source, Instant::now());
+        }
         if started.elapsed() > Duration::from_millis(shared.config.retry_max_ms) {
             backoff.succeeded();
         }
@@ -88,8 +108,8 @@ async fn open(shared: &Shared, origin: NodeId, incarnation: Incarnation) -> Resu
     let mut writer = shared.spools.open(origin, incarnation)?;
     if writer.tail().commit_lsn == Lsn::ZERO {
         let mut durable = shared.applied.watch_durable();
-        let known = durable.wait_for(Option::is_some).await.context("progress is gone")?.clone();
-        let applied = known.unwrap_or_default().get(origin);
+        durable.wait_for(Option::is_some).await.context("progress is gone")?;
+        let applied = shared.durable_of(origin, incarnation).await?;
         if applied > Lsn::ZERO {
             let vector = VersionVector::new();
             writer.start_at(&Tail { commit_lsn: applied, end_lsn: applied, vector })?;
@@ -98,26 +118,30 @@ async fn open(shared: &Shared, origin: NodeId, incarnation: Incarnation) -> Resu
     Ok(writer)
 }
 
-/// The origin while it may be alive; else the live member that has most of it, in its spool or applied.
-fn source(shared: &Shared, origin: NodeId) -> NodeId {
+/// What is known of everybody from whom the origin's transactions could come.
+fn candidates(
+    shared: &Shared,
+    origin: NodeId,
+    failed: &BTreeMap<NodeId, Instant>,
+) -> BTreeMap<NodeId, Candidate> {
     let view = shared.gossip.view();
-    let usable = |node: &NodeId| {
-        view.members.get(node).is_none_or(|member| match member.state {
+    let patience = Duration::from_millis(shared.config.stream_timeout_ms);
+    let candidate = |node: NodeId| {
+        let member = view.members.get(&node);
+        let alive = member.is_none_or(|member| match member.state {
             MemberState::Alive | MemberState::Suspect => true,
             MemberState::Down | MemberState::Left => false,
-        })
+        });
+        let heard = member.and_then(|member| member.heartbeat_age_ms);
+        let failed = failed.get(&node).is_some_and(|at| at.elapsed() < patience);
+        let facts = member.and_then(|member| member.facts.as_ref());
+        Candidate {
+            alive,
+            reached: !failed && heard.is_none_or(|age_ms| age_ms < HEARD_WITHIN_MS),
+            received: facts.map_or(Lsn::ZERO, |facts| facts.received.get(origin)),
+        }
     };
-    if usable(&origin) {
-        return origin;
-    }
-    let others = shared.peers.others().into_iter().filter(|node| *node != origin && usable(node));
-    others.max_by_key(|node| had_by(&view, *node, origin)).unwrap_or(origin)
-}
-
-/// What a member said last that it can hand on of an origin's transactions.
-fn had_by(view: &gossip::View, node: NodeId, origin: NodeId) -> Lsn {
-    let facts = view.members.get(&node).and_then(|member| member.facts.as_ref());
-    facts.map_or(Lsn::ZERO, |facts| facts.received.get(origin).max(facts.applied.get(origin)))
+    shared.peers.others().into_iter().map(|node| (node, candidate(node))).collect()
 }
 
 /// Opens a stream of what follows the spool's end.
@@ -152,6 +176,7 @@ async fn receive(
     origin: NodeId,
     incarnation: Incarnation,
     source: NodeId,
+    failed: &BTreeMap<NodeId, Instant>,
 ) -> Result<Infallible> {
     let mut stream = open_stream(shared, writer, origin, incarnation, source).await?;
     shared.status.fetching(origin, source);
@@ -195,7 +220,11 @@ async fn receive(
                 if let Some(corrupt) = shared.spools.take_corruption(origin) {
                     return Err(corrupt.into());
                 }
-                stay(shared, origin, source, writer.tail().commit_lsn)?;
+                let candidates = candidates(shared, origin, failed);
+                let tail = writer.tail().commit_lsn;
+                if let Some(best) = source::should_leave(source, origin, tail, &candidates) {
+                    return Err(BetterSource { best }.into());
+                }
                 if silent_since.elapsed() > timeout {
                     bail!("node {source} has been silent for {} ms", timeout.as_millis());
                 }
@@ -206,23 +235,6 @@ async fn receive(
             syncing = Some(Box::pin(writer.sync()));
         }
     }
-}
-
-/// Whether there is a better source than a member that stands in for the origin.
-fn stay(shared: &Shared, origin: NodeId, source: NodeId, here: Lsn) -> Result<()> {
-    if source == origin {
-        return Ok(());
-    }
-    let best = self::source(shared, origin);
-    if best == origin {
-        bail!("node {origin} is back: what it committed is received from itself again");
-    }
-    let view = shared.gossip.view();
-    let had = |node| had_by(&view, node, origin);
-    if best != source && had(best) > here && had(source) <= here {
-        bail!("node {best} has more of it");
-    }
-    Ok(())
 }
 
 /// What is acknowledged to the sender, and how fast it wants to hear it.

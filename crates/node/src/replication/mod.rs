@@ -14,6 +14,7 @@ mod crowd;
 pub mod ddl;
 pub mod durability;
 mod fetch;
+mod guard;
 mod keys;
 mod lag;
 mod metrics;
@@ -25,6 +26,7 @@ mod recent;
 mod recheck;
 mod retry;
 mod row_of;
+pub(crate) mod seed;
 mod serve;
 pub mod spool;
 mod status;
@@ -40,7 +42,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::client;
+use tokio::sync::watch;
 
 use crate::layout::Identity;
 use crate::{gossip, peers, postgres, raft};
@@ -162,6 +166,20 @@ impl Shared {
         self.catalog.fetch_add(1, Ordering::Release);
     }
 
+    /// What is applied here, on disk, of one life of an origin.
+    ///
+    /// # Errors
+    /// The server cannot be asked.
+    pub(crate) async fn durable_of(&self, origin: NodeId, incarnation: Incarnation) -> Result<Lsn> {
+        let name = origin_name(origin, incarnation);
+        let client = self.sql("progress").await?;
+        let row = client.query_opt(include_str!("sql/origin_durable.sql"), &[&name]).await?;
+        Ok(match row {
+            Some(row) if row.get(1) => row.get::<_, String>(0).parse()?,
+            _ => Lsn::ZERO,
+        })
+    }
+
     /// A session of the agent with the local server; `purpose` is what `pg_stat_activity` shows of it.
     pub(crate) async fn sql(&self, purpose: &str) -> synapsedb_pg::Result<client::Client> {
         client::connect(&self.postgres.local().named(format!("synapsedb {purpose}"))).await
@@ -177,6 +195,11 @@ impl Handle {
     /// Why this node is not ready, or nothing: replication must run and every live member's probe must have arrived.
     pub fn not_ready(&self) -> Option<String> {
         status::not_ready(&self.shared)
+    }
+
+    /// Whether the slot is there and the peers have said that this node's data is what they know.
+    pub fn may_publish(&self) -> watch::Receiver<bool> {
+        self.shared.status.prepared()
     }
 
     /// What has been applied here of every origin.
@@ -236,16 +259,9 @@ pub(crate) fn parse_origin_name(name: &str) -> Option<(NodeId, Incarnation)> {
     Some((node.parse().ok()?, Incarnation(incarnation.parse().ok()?)))
 }
 
-/// The active members of the cluster but this one, with the life of their data.
+/// The members of the cluster but this one, also those that join or leave, with the life of their data.
 pub(crate) fn other_members(shared: &Shared) -> BTreeMap<NodeId, Incarnation> {
     let state = shared.raft.state();
-    let active = |member: &synapsedb_core::state::Member| {
-        member.status == synapsedb_core::state::MemberStatus::Active
-    };
-    state
-        .members
-        .iter()
-        .filter(|(node, member)| **node != shared.identity.node && active(member))
-        .map(|(node, member)| (*node, member.incarnation))
-        .collect()
+    let others = state.present().filter(|(node, _)| *node != shared.identity.node);
+    others.map(|(node, member)| (node, member.incarnation)).collect()
 }

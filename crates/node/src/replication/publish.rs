@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Value};
 use synapsedb_core::durability::Class;
+use synapsedb_core::guard::Mark;
 use synapsedb_core::history::Writer as RowWriter;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
@@ -27,7 +28,7 @@ use super::keys::{self, LocalKeys, RowKeys};
 use super::recent::{self, Side};
 use super::recheck::{self, Recheck};
 use super::spool::{Header, SpoolError, Tail, Writer};
-use super::{Shared, bootstrap, ddl, origin_name, parse_origin_name};
+use super::{Shared, bootstrap, ddl, guard, origin_name, parse_origin_name};
 use crate::tasks::Shutdown;
 
 /// How often an idle stream's position is written down, so that the slot can follow the WAL.
@@ -70,7 +71,15 @@ pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -
     // What an agent before this one wrote may be in the system's memory only.
     writer.sync().await?;
     settings::suspend_without_slot(shared, &slot).await?;
-    let from = bootstrap::ensure_slot(&local, &slot, &tail, writer).await?;
+    let slot_lsn = bootstrap::ensure_slot(&local, &slot, &tail, writer).await?;
+    let own = shared.spools.get(shared.identity.node);
+    let last = own.and_then(|(_, spool)| guard::last(&spool));
+    // Where the slot still reads it, the WAL has to begin with the transaction with which the spool ends.
+    let expected = last.filter(|mark| slot_lsn <= mark.commit_lsn);
+    let from = expected.map_or(slot_lsn.max(tail.end_lsn), |mark| mark.commit_lsn);
+    if !guard::pass(shared, &slot, tail.commit_lsn, slot_lsn, stop).await? {
+        return Ok(());
+    }
     shared.status.slot_is_there();
     let mut standby = local.named(settings::STANDBY);
     // A walsender whose own commits would not wait does not tell at once of transactions that hold nothing for us.
@@ -79,7 +88,7 @@ pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -
     let stream = Stream::start(&standby, &slot, from, "synapsedb", true)
         .await
         .with_context(|| format!("start reading the WAL through slot {slot}"))?;
-    let mut publisher = Publisher::new(shared, writer, stream, from)?;
+    let mut publisher = Publisher { expected, ..Publisher::new(shared, writer, stream, from)? };
     publisher.follow(stop).await
 }
 
@@ -143,6 +152,8 @@ struct Publisher<'a> {
     rechecks: Vec<Recheck>,
     /// The state of the catalogs upon which the relations' keys were asked for.
     catalog: u64,
+    /// The transaction with which the spool ends, until the WAL has shown that it has it too.
+    expected: Option<Mark>,
 }
 
 impl<'a> Publisher<'a> {
@@ -168,6 +179,7 @@ impl<'a> Publisher<'a> {
             crowd: Crowd::new().context("make a timer")?,
             rechecks: Vec::new(),
             catalog: 0,
+            expected: None,
         })
     }
 
@@ -232,6 +244,7 @@ impl<'a> Publisher<'a> {
             Event::Keepalive { wal_end, reply_requested } => {
                 if matches!(self.open, Open::Idle) && wal_end > self.read {
                     self.read = wal_end;
+                    self.expected_before(wal_end)?;
                     self.shared.recent.set_decoded(wal_end);
                 }
                 if reply_requested {
@@ -271,6 +284,10 @@ impl<'a> Publisher<'a> {
         match pgoutput::decode(body).context("decode the replication stream")? {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
+                if self.expected.is_some_and(|mark| mark.is(commit_lsn, commit_time, xid)) {
+                    self.expected = None;
+                }
+                self.expected_before(Lsn(commit_lsn.0 + 1))?;
                 self.notice_catalog().await?;
                 self.open = if commit_lsn <= self.writer.tail_commit_lsn() {
                     Open::Known
@@ -293,6 +310,16 @@ impl<'a> Publisher<'a> {
             | Message::Change(_) => {}
         }
         Ok(())
+    }
+
+    /// The WAL before `lsn` has been seen: it must have held the transaction with which the spool ends.
+    fn expected_before(&self, lsn: Lsn) -> Result<(), guard::Refused> {
+        match self.expected {
+            Some(mark) if mark.commit_lsn < lsn => {
+                Err(guard::other_history(mark.commit_lsn, "this node has published"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// After a change of a table or a policy the keys of the relations are asked for anew.

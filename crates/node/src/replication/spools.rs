@@ -109,6 +109,23 @@ impl Spools {
         self.open.borrow().clone()
     }
 
+    /// The origin has been removed from the cluster, and everybody has applied what it sent.
+    pub(crate) fn forget(&self, origin: NodeId, incarnation: Incarnation) {
+        self.open.send_modify(|open| {
+            open.remove(&origin);
+        });
+        let dir = self.path(origin, incarnation);
+        if let Err(error) = std::fs::remove_dir_all(&dir) {
+            tracing::warn!(%origin, "the spool {} of a removed node is left behind: {error}", dir.display());
+        }
+    }
+
+    /// The last transaction of each: what this node can hand on.
+    pub(crate) fn tails(&self) -> VersionVector {
+        let open = self.open.borrow();
+        open.iter().map(|(origin, (_, spool))| (*origin, *spool.tail_watch().borrow())).collect()
+    }
+
     /// Told whenever a spool is opened.
     pub(crate) fn watch(&self) -> watch::Receiver<BTreeMap<NodeId, (Incarnation, Spool)>> {
         self.open.subscribe()

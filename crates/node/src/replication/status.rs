@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::state::MemberStatus;
 use synapsedb_core::time::Timestamp;
+use tokio::sync::watch;
 
 use super::api::{LaneBody, PublisherBody, StatusBody};
 use super::{Shared, lag};
@@ -49,8 +51,6 @@ struct Lane {
 struct Inner {
     /// The internal schema, the triggers and the publication are there.
     installed: bool,
-    /// The slot is there too: from now on nothing that is written here escapes it.
-    prepared: bool,
     publishing: bool,
     read: Lsn,
     confirmed: Lsn,
@@ -71,12 +71,18 @@ pub(crate) struct Probe {
 /// Where the loops write down what they do.
 pub(crate) struct Board {
     inner: Mutex<Inner>,
+    /// The slot is there too, and the peers know this data: from now on nothing that is written here escapes it.
+    prepared: watch::Sender<bool>,
     started: Instant,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { inner: Mutex::default(), started: Instant::now() }
+        Self {
+            inner: Mutex::default(),
+            prepared: watch::Sender::new(false),
+            started: Instant::now(),
+        }
     }
 }
 
@@ -94,11 +100,15 @@ impl Board {
     }
 
     pub(crate) fn slot_is_there(&self) {
-        self.lock().prepared = true;
+        self.prepared.send_if_modified(|prepared| !std::mem::replace(prepared, true));
     }
 
     pub(crate) fn is_prepared(&self) -> bool {
-        self.lock().prepared
+        *self.prepared.borrow()
+    }
+
+    pub(crate) fn prepared(&self) -> watch::Receiver<bool> {
+        self.prepared.subscribe()
     }
 
     pub(crate) fn published(&self, read: Lsn, confirmed: Lsn) {
@@ -119,6 +129,16 @@ impl Board {
             tracing::warn!("the own WAL is not being read: {text}");
         }
         inner.publish_error = Some(text);
+    }
+
+    /// It is not reading, and nothing is wrong yet.
+    pub(crate) fn publisher_waits(&self, text: &str) {
+        let mut inner = self.lock();
+        inner.publishing = false;
+        if inner.publish_error.as_deref() != Some(text) {
+            tracing::info!("the own WAL is not being read yet: {text}");
+        }
+        inner.publish_error = Some(text.to_owned());
     }
 
     pub(crate) fn fetching(&self, origin: NodeId, source: NodeId) {
@@ -254,7 +274,7 @@ pub(crate) fn collect(shared: &Shared) -> Status {
     StatusBody {
         node: shared.identity.node.get(),
         incarnation: shared.identity.incarnation.0,
-        prepared: inner.prepared,
+        prepared: shared.status.is_prepared(),
         publisher: PublisherBody {
             running: inner.publishing,
             read_lsn: inner.read.to_string(),
@@ -291,8 +311,9 @@ fn describe(state: &LaneState) -> (&'static str, Option<String>) {
 pub(crate) fn not_ready(shared: &Shared) -> Option<String> {
     let view = shared.gossip.view();
     let inner = shared.status.lock();
-    if !inner.prepared {
-        return Some("the server is not prepared for replication yet".to_owned());
+    if !shared.status.is_prepared() {
+        let why = inner.publish_error.as_deref().unwrap_or("the server is not prepared yet");
+        return Some(format!("replication has not begun: {why}"));
     }
     if !inner.publishing {
         let why = inner.publish_error.as_deref().unwrap_or("starting");
@@ -303,7 +324,11 @@ pub(crate) fn not_ready(shared: &Shared) -> Option<String> {
     }
     let gathering = shared.status.started.elapsed() < GATHERING;
     let fresh_ms = shared.config.probe_interval_ms.saturating_mul(3) + 1000;
-    for node in shared.peers.others() {
+    let state = shared.raft.state();
+    let partial = |node: NodeId| {
+        state.members.get(&node).is_some_and(|member| member.status != MemberStatus::Active)
+    };
+    for node in shared.peers.others().into_iter().filter(|node| !partial(*node)) {
         let alive = view.members.get(&node).is_some_and(|member| match member.state {
             MemberState::Alive => true,
             MemberState::Suspect | MemberState::Down | MemberState::Left => false,

@@ -15,8 +15,8 @@ use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, durability, fetch, lag, other_members, parse_origin_name, probe, publish,
-    recent, retry, serve, verify,
+    Shared, bootstrap, durability, fetch, guard, lag, other_members, parse_origin_name, probe,
+    publish, recent, retry, serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -51,6 +51,7 @@ impl Task {
         lag::serve(&shared);
         verify::serve(&shared);
         super::row_of::serve(&shared);
+        guard::serve(&shared);
         let mut loops = JoinSet::new();
         loops.spawn(verify::run(shared.clone(), stop.clone()));
         loops.spawn(publisher(shared.clone(), stop.clone()));
@@ -96,6 +97,9 @@ async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
         let Err(error) = publish::run(&shared, &mut writer, &stop).await else {
             return Ok(());
         };
+        if error.is::<guard::Refused>() {
+            return Err(error);
+        }
         shared.status.publish_failed(&error);
         if writer.tail().end_lsn > before {
             backoff.succeeded();
@@ -115,7 +119,16 @@ async fn fetchers(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
     let mut fetching = JoinSet::new();
     loop {
         state.borrow_and_update();
-        for (origin, incarnation) in other_members(&shared) {
+        let members = other_members(&shared);
+        let gone: Vec<_> =
+            running.keys().filter(|node| !members.contains_key(node)).copied().collect();
+        for origin in gone {
+            if let Some((incarnation, token)) = running.remove(&origin) {
+                token.cancel();
+                shared.spools.forget(origin, incarnation);
+            }
+        }
+        for (origin, incarnation) in members {
             if running.get(&origin).is_some_and(|(running, _)| *running == incarnation) {
                 continue;
             }
@@ -223,18 +236,15 @@ async fn progress_of(
     shared: &Shared,
     client: &client::Client,
 ) -> Result<(VersionVector, VersionVector, Lsn)> {
-    let members = other_members(shared);
     let (mut visible, mut durable, mut wal) =
         (VersionVector::new(), shared.applied.durable(), Lsn::ZERO);
     for row in client.query(include_str!("sql/durable_progress.sql"), &[]).await? {
         wal = row.get::<_, String>(3).parse()?;
         let name: Option<String> = row.get(0);
-        let Some((origin, incarnation)) = name.as_deref().and_then(parse_origin_name) else {
+        // Every life of a node begins its WAL after all earlier ones: the furthest says what has been seen of it.
+        let Some((origin, _)) = name.as_deref().and_then(parse_origin_name) else {
             continue;
         };
-        if members.get(&origin).is_some_and(|current| *current != incarnation) {
-            continue;
-        }
         let lsn: Lsn = row.get::<_, Option<String>>(1).unwrap_or_default().parse()?;
         visible.advance(origin, lsn);
         if row.get(2) {
@@ -269,7 +279,7 @@ async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()>
         shared.gossip.publish(Facts {
             postgres_ready: false,
             applied: shared.applied.durable(),
-            received: received(&shared),
+            received: shared.spools.tails(),
             wal_lsn: Lsn::ZERO,
             ..Facts::default()
         });
@@ -293,28 +303,28 @@ async fn progress(shared: &Shared) -> Result<()> {
         let (_, durable, wal_lsn) = progress_of(shared, &client).await?;
         shared.applied.set_durable(durable.clone());
         let ready = shared.status.is_prepared();
-        let received = received(shared);
+        let received = shared.spools.tails();
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
         trim(shared)?;
     }
-}
-
-/// What lies here of every other origin, to be handed on.
-fn received(shared: &Shared) -> VersionVector {
-    let spools = shared.spools.all().into_iter();
-    let others = spools.filter(|(origin, _)| *origin != shared.identity.node);
-    others.map(|(origin, (_, spool))| (origin, *spool.tail_watch().borrow())).collect()
 }
 
 /// Deletes what every member has applied, and what is beyond the limit.
 fn trim(shared: &Shared) -> Result<()> {
     let view = shared.gossip.view();
     let stable = recent::forget(shared);
+    let members = other_members(shared);
     for (origin, (_, spool)) in shared.spools.all() {
         let mut least =
             (origin != shared.identity.node).then(|| shared.applied.durable().get(origin));
         for member in shared.peers.others().into_iter().filter(|member| *member != origin) {
-            let facts = view.members.get(&member).and_then(|member| member.facts.as_ref());
+            // What an earlier life had applied says nothing of the copy that replaces it.
+            let life = members.get(&member);
+            let seen = view
+                .members
+                .get(&member)
+                .filter(|seen| life.is_none_or(|life| *life == seen.incarnation));
+            let facts = seen.and_then(|seen| seen.facts.as_ref());
             let applied = facts.map_or(Lsn::ZERO, |facts| facts.applied.get(origin));
             least = Some(least.map_or(applied, |least| least.min(applied)));
         }

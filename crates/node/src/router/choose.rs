@@ -161,7 +161,7 @@ fn fitness(node: NodeId, member: &Member, view: &View, own: NodeId) -> Result<()
 fn is_active(member: &Member) -> bool {
     match member.status {
         MemberStatus::Active => true,
-        MemberStatus::Removed => false,
+        MemberStatus::Joining | MemberStatus::Leaving | MemberStatus::Removed => false,
     }
 }
 

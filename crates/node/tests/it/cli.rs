@@ -116,3 +116,42 @@ fn an_unknown_command_or_option_is_refused_with_a_hint() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_join_are_reseeded_and_part_beside_a_supervisor() {
+    let place = Place::new();
+    succeeded(&place.up());
+    let node = |arguments: &[&str]| {
+        let common = ["--timeout", "120", "--data", place.data()];
+        binary().run(&[&["node"], arguments, &common].concat())
+    };
+    let joined = succeeded(&node(&["join"]));
+    assert!(joined.contains("Node 4 takes part"), "{joined}");
+    let refused = node(&["reseed", "2"]);
+    assert!(text(&refused).contains("say --yes, nothing was changed"), "{}", text(&refused));
+    let refused = node(&["join", "--token", "of another machine"]);
+    assert!(text(&refused).contains("is not implemented"), "{}", text(&refused));
+    let reseeded = succeeded(&node(&["reseed", "2", "--yes"]));
+    assert!(reseeded.contains("Node 2 takes part"), "{reseeded}");
+    let parted = succeeded(&node(&["part", "1"]));
+    assert!(parted.contains("Node 1 is no member any more"), "{parted}");
+    let server = |node| Server::new(format!("node {node}"), place.ports.postgres(node));
+    for (writer, name) in [(4, "four"), (2, "two")] {
+        let insert = "insert into users (username, email) values";
+        server(writer).sql(&format!("{insert} ('{name}', '{name}@example.com')")).await;
+    }
+    let names = "select string_agg(username, ' ' order by username) from users";
+    for reader in 2..=4 {
+        synapsedb_dev::eventually("both rows", crate::NOTICED, async || {
+            server(reader).shows(names, &["four two"]).await
+        })
+        .await;
+    }
+    synapsedb_dev::eventually("node 1 has stopped", crate::NOTICED, async || {
+        match server(1).try_rows("select 1").await {
+            Ok(_) => Err("its server answers".to_owned()),
+            Err(_) => Ok(()),
+        }
+    })
+    .await;
+}

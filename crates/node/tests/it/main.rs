@@ -17,6 +17,8 @@ mod durability;
 mod gossip;
 mod guide;
 mod http;
+mod incarnation;
+mod join;
 mod large;
 mod policies;
 mod raft;

@@ -19,6 +19,7 @@ use synapsedb_pg::wire::backend::ServerError;
 
 use super::Source;
 use super::calls::Calls;
+use super::inherited::Inherited;
 use super::plan::{Plan, VersionCheck};
 use super::session::{Outcome, Parameter, Purpose, Session, text};
 use super::write::Batch;
@@ -134,12 +135,17 @@ pub(crate) struct Lane<'a> {
     pub(super) calls: Calls,
     /// Runs that failed for another reason than a row that was not as expected.
     failed_runs: u32,
-    /// A change in quarantine is tried again: whatever is newer stays.
-    pub(super) retrying: bool,
     /// The state of the catalogs upon which the plans were made.
     catalog: u64,
     /// The session that takes the WAL to the disk for a missing row.
     pub(super) flusher: Option<Client>,
+}
+
+/// Whose the rows are that have no origin.
+async fn inherited(session: &mut Session) -> Result<Inherited> {
+    let rows = session.query(include_str!("../sql/inherited.sql")).await?;
+    let boundary = |row: &Vec<_>| Ok((text(row, 0)?.parse()?, text(row, 1)?.parse()?));
+    Ok(Inherited::new(rows.iter().map(boundary).collect::<Result<_>>()?))
 }
 
 impl<'a> Lane<'a> {
@@ -156,7 +162,7 @@ impl<'a> Lane<'a> {
         let sent: Lsn = text(progress.first().context("no progress")?, 0)?.parse()?;
         let origins = session.query(include_str!("../sql/origins.sql")).await?;
         let mut check =
-            VersionCheck { origin: source.origin, here: shared.identity.node, origins: Vec::new() };
+            VersionCheck::new(source.origin, shared.identity.node, inherited(&mut session).await?);
         for row in &origins {
             if let Some((node, _)) = parse_origin_name(text(row, 1)?) {
                 check.origins.push((text(row, 0)?.parse()?, node));
@@ -186,7 +192,6 @@ impl<'a> Lane<'a> {
             procedures: true,
             calls: Calls::default(),
             failed_runs: 0,
-            retrying: false,
             catalog: 0,
             flusher: None,
         };

@@ -7,6 +7,7 @@ mod array;
 mod calls;
 mod catalog;
 mod element;
+pub(crate) mod inherited;
 mod lane;
 mod plan;
 mod session;

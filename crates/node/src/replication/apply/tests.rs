@@ -5,6 +5,7 @@ use expect_test::{Expect, expect};
 use synapsedb_core::change::{Column, Relation, ReplicaIdentity};
 use synapsedb_core::ids::NodeId;
 
+use super::inherited::Inherited;
 use super::plan::{LocalColumn, Plan, Shape, VersionCheck};
 use crate::replication::keys::LocalKeys;
 
@@ -31,7 +32,10 @@ fn relation(columns: Vec<Column>, identity: ReplicaIdentity) -> Relation {
 }
 
 fn check() -> VersionCheck {
-    VersionCheck { origin: node(2), here: node(1), origins: vec![(1, node(2)), (2, node(3))] }
+    VersionCheck {
+        origins: vec![(1, node(2)), (2, node(3))],
+        ..VersionCheck::new(node(2), node(1), Inherited::default())
+    }
 }
 
 fn sql(plan: &mut Plan, shape: &Shape, expected: Expect) {
@@ -168,4 +172,33 @@ fn a_missing_column_is_named() {
     .unwrap();
     expect![[r#"table public.t has no column "added" here, the origin has: add it, and the stream goes on"#]]
         .assert_eq(&error.to_string());
+}
+
+#[test]
+fn on_a_copy_old_rows_without_an_origin_are_of_the_copied_node() {
+    let local = [local("id", "bigint", true)];
+    let relation = relation(vec![column("id", true)], ReplicaIdentity::Default);
+    let inherited = Inherited::new(vec![(777, node(2))]);
+    let check = VersionCheck {
+        // Two lives of node 2, which was copied, and node 3.
+        origins: vec![(1, node(2)), (4, node(2)), (2, node(3))],
+        ..VersionCheck::new(node(2), node(1), inherited)
+    };
+    let mut plan = Plan::new(0, &relation, &local, LocalKeys::default(), check).unwrap();
+    sql(
+        &mut plan,
+        &Shape::Delete,
+        expect![[r#"
+            insert into "public"."t" as t ("id") overriding system value
+            values ($1)
+            on conflict ("id")
+            do update set "id" = excluded."id"
+            where (select v.roident in (1, 4)
+            or (v.roident = 0
+            and (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) = 2)
+            or v."timestamp" < $2::timestamptz
+            or (v."timestamp" = $2::timestamptz
+            and case v.roident when 0 then (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) when 1 then 2 when 4 then 2 when 2 then 3 else 0 end < 2)
+            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
+    );
 }

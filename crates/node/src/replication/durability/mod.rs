@@ -167,8 +167,10 @@ impl Durability {
         // Who is configured but not registered yet counts: the safe side, also before Raft's state is known.
         for (node, member) in &state.members {
             match member.status {
-                MemberStatus::Active => peers.insert(*node, Some(member.incarnation)),
-                MemberStatus::Removed => peers.remove(node),
+                MemberStatus::Active | MemberStatus::Leaving => {
+                    peers.insert(*node, Some(member.incarnation))
+                }
+                MemberStatus::Joining | MemberStatus::Removed => peers.remove(node),
             };
         }
         peers.remove(&shared.identity.node);

@@ -28,6 +28,13 @@ create table if not exists synapsedb.ddl (
     payload text not null
 );
 
+-- A copied server: rows without a replication origin that are older than the transaction are those of the node. See
+-- the decision record on join.
+create table if not exists synapsedb.inherited (
+    before_xid xid8 primary key,
+    node integer not null
+);
+
 -- One row per node, written by its agent: the only table of this schema that is replicated. Its age is the lag.
 create table if not exists synapsedb.probe (
     node integer primary key,
@@ -37,7 +44,7 @@ create table if not exists synapsedb.probe (
 alter table synapsedb.probe set (autovacuum_vacuum_threshold = 20, fillfactor = 50);
 
 grant usage on schema synapsedb to public;
-grant select on synapsedb.probe, synapsedb.node to public;
+grant select on synapsedb.probe, synapsedb.node, synapsedb.inherited to public;
 
 -- A role of the same name would find this schema first: by default, "$user" stands before public in search_path.
 do $path$

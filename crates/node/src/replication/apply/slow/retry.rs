@@ -16,9 +16,7 @@ use crate::replication::spool::Header;
 impl Lane<'_> {
     /// Tries a change again, between two transactions.
     pub(in super::super) async fn retry(&mut self, retry: Retry) -> Step<()> {
-        self.retrying = true;
         let done = self.retry_change(retry.id).await;
-        self.retrying = false;
         self.open = None;
         self.current.clear();
         let answer = match done {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use synapsedb_core::change::{Change, OldTuple, Tuple, Value};
 use synapsedb_core::conflict::{self, Decision, Facts};
 use synapsedb_core::history::{Digest, Seen};
+use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::policy::TablePolicy;
 use synapsedb_core::time::Timestamp;
@@ -205,8 +206,11 @@ impl Lane<'_> {
             column(row, at)?.parse().map_err(|_| Trouble::row("the server told no number"))
         };
         let (xid, roident, unix_us) = (number(0)?, number(1)?, number(2)?);
-        let roident = u32::try_from(roident).unwrap_or(u32::MAX);
-        let Some(writer) = self.plans[plan].check.node(roident) else {
+        let writer = match u32::try_from(roident).unwrap_or(u32::MAX) {
+            0 => u16::try_from(number(4)?).ok().and_then(NodeId::new),
+            roident => self.plans[plan].check.node(roident),
+        };
+        let Some(writer) = writer else {
             // A former life of a node, or somebody else's origin: everybody has seen it.
             return Ok((None, false));
         };
@@ -224,7 +228,9 @@ impl Lane<'_> {
             Seen::Concurrent(lsn) => (lsn.unwrap_or_default(), true),
         };
         let version = RowVersion { commit_time, origin: writer, lsn };
-        Ok((Some(version), concurrent || self.retrying && version > incoming))
+        // A later writer cannot have been seen: also where the history does not reach back, as on a node that has just
+        // joined, or for a change that comes out of the quarantine.
+        Ok((Some(version), concurrent || version > incoming))
     }
 
     /// Waits until every local delete that can have removed a missing row has been decoded. What is in the WAL but not
