@@ -165,9 +165,6 @@ fn conf(config: &Config) -> String {
         ("max_wal_senders", number(32)),
         ("max_prepared_transactions", number(64)),
         ("wal_sender_timeout", "60s".to_owned()),
-        // Else every asynchronous commit wakes the WAL writer in vain until a megabyte has gathered, which costs both
-        // of them more than the commit.
-        ("wal_writer_flush_after", number(0)),
         ("log_line_prefix", "%m [%p] %q%u@%d %a ".to_owned()),
         ("log_checkpoints", "off".to_owned()),
     ];

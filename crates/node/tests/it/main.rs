@@ -25,7 +25,6 @@ mod raft;
 mod repl;
 mod router;
 mod rows;
-mod runs;
 mod sequences;
 mod tls;
 mod values;
