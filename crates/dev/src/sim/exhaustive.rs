@@ -164,7 +164,11 @@ fn check_all(rules: &Rules, breakage: Breakage, size: usize) -> Result<(usize, u
     let first = committed(insert, &BTreeMap::new(), version, &none, 100).unwrap();
     let mut histories = vec![vec![first], Vec::new()];
     let (mut count, mut steps) = (0, 0);
-    for _ in 0..size {
+    for done in 0..size {
+        if done + 1 == size {
+            // The last size is that of the histories with the row that is there before.
+            histories.retain(|history| history.len() > done);
+        }
         let all = histories.iter().flat_map(|history| longer(rules, history, &statements));
         histories = all.collect();
         for history in &histories {
@@ -181,7 +185,7 @@ fn every_small_history_ends_as_defined_in_every_order(rules: &Rules) {
     match check_all(rules, Breakage::default(), 3) {
         Ok((histories, steps)) => {
             eprintln!("{rules:?}: {histories} histories, {steps} steps, {:?}", begin.elapsed());
-            assert!(histories > 50_000 && steps > 500_000);
+            assert!(histories > 10_000 && steps > 100_000);
         }
         Err(reason) => panic!("{rules:?}: {reason}"),
     }
