@@ -189,16 +189,15 @@ fn on_a_copy_old_rows_without_an_origin_are_of_the_copied_node() {
         &mut plan,
         &Shape::Delete,
         expect![[r#"
-            insert into "public"."t" as t ("id") overriding system value
-            values ($1)
-            on conflict ("id")
-            do update set "id" = excluded."id"
-            where (select v.roident in (1, 4)
-            or (v.roident = 0
-            and (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) = 2)
-            or v."timestamp" < $2::timestamptz
-            or (v."timestamp" = $2::timestamptz
-            and case v.roident when 0 then (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) when 1 then 2 when 4 then 2 when 2 then 3 else 0 end < 2)
-            from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v) is not false"#]],
+            with met as (delete
+            from "public"."t" as t
+            where t."id" = $1
+            and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $2::timestamptz
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident in (1, 4)
+            or ((pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 0
+            and (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) = 2)) is not false returning 1)
+            select synapsedb.unmet()
+            where not exists (select
+            from met)"#]],
     );
 }
