@@ -51,7 +51,7 @@ pub enum Decision {
 ///
 /// The state of a row is that of the latest among all its writes and deletes, or nothing if that one is a delete or has
 /// lost a unique value to a later write of another row. That is a function of the set of writes and not of the order in
-/// which they arrive. A later write of the same origin is always the latest of the two: its transactions arrive in order.
+/// which they arrive. Of two writes of one origin the one that arrives later is the later: they come in order.
 pub fn decide(facts: Facts, incoming: RowVersion) -> Decision {
     let later = |other: RowVersion| other.origin != incoming.origin && other > incoming;
     if facts.present.is_some_and(later) || facts.deleted.is_some_and(|deleted| deleted > incoming) {

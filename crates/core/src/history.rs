@@ -125,8 +125,8 @@ impl History {
         Self { arrivals_max, ..Self::default() }
     }
 
-    /// A transaction of `origin` has committed, after all others that are known of it, having seen `vector`. It need not
-    /// be applied here yet.
+    /// A transaction of `origin` has committed, after all others that are known of it, having seen `vector`. It need
+    /// not be applied here yet.
     pub fn committed(&mut self, origin: NodeId, commit: Commit, vector: &VersionVector) {
         let commits = self.commits.entry(origin).or_default();
         if commits.back().is_some_and(|last| last.lsn >= commit.lsn) {

@@ -7,7 +7,8 @@
 //! |---|---|---|
 //! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`], [`durability`] |
 //! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
-//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`], [`failover`], [`guard`], [`source`], [`verify`] |
+//! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`] |
+//! | | | [`failover`], [`guard`], [`source`], [`verify`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
 //! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`], and what is

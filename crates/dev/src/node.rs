@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
 use crate::binary::Binary;
@@ -16,6 +16,7 @@ use crate::ports::PortBase;
 use crate::process::{self, Memory};
 use crate::reaper::Reaper;
 
+mod cut;
 mod link;
 
 /// How long an agent may take to stop when asked.
@@ -279,36 +280,6 @@ impl Node {
             Some(child) => process::send(child.id(), signal),
             None => panic!("the agent of node {} does not run", self.number),
         }
-    }
-
-    /// Whether this machine allows [`Node::cut_off`].
-    ///
-    /// # Errors
-    /// What is missing, to be said by a test that is skipped for it.
-    pub fn can_be_cut_off(&self) -> Result<(), String> {
-        self.group.as_ref().map(|_| ()).map_err(Clone::clone)
-    }
-
-    /// Drops everything between this agent and its peers, in both directions, until [`Node::rejoin`].
-    ///
-    /// # Panics
-    /// When this machine does not allow it, see [`Node::can_be_cut_off`].
-    pub fn cut_off(&self) {
-        let table = format!("synapsedb_dev_{}_{}", self.server.port, self.number);
-        self.reaper.table(&table);
-        let cut = match &self.group {
-            Ok(group) => Cut::make(&table, group, self.peers, &self.others),
-            Err(reason) => Err(anyhow!("{reason}")),
-        };
-        match cut {
-            Ok(cut) => *self.cut.lock().unwrap_or_else(PoisonError::into_inner) = Some(cut),
-            Err(error) => panic!("node {} could not be cut off: {error:#}", self.number),
-        }
-    }
-
-    /// Repairs the cut.
-    pub fn rejoin(&self) {
-        *self.cut.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The agent's process id while it runs.

@@ -32,7 +32,6 @@ pub(crate) async fn prepare(shared: &Shared) -> Result<()> {
         ("the repetition of DDL", include_str!("sql/run_ddl.sql")),
         ("the durability classes", include_str!("sql/durability.sql")),
         ("the event triggers", include_str!("sql/triggers.sql")),
-        ("the tables of conflicts and of the quarantine", include_str!("sql/settled.sql")),
     ] {
         client.batch_execute(sql).await.with_context(|| format!("install {what}"))?;
     }

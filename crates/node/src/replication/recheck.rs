@@ -1,8 +1,8 @@
-//! A local write that was decoded after a remote transaction had met its place, unseen: what is there is looked at again.
+//! A local write that was decoded after a remote transaction had met its place, unseen: the place is looked at again.
 //!
-//! A remote insert may find a key free whose local delete is not decoded yet, or a unique value that a local row has just
-//! left. When the local write is decoded, it is known to be later; the remote row that is still there gives way. The
-//! session has a replication origin of its own, so that what it deletes is not replicated: every other node decides
+//! A remote insert may find a key free whose local delete is not decoded yet, or a unique value that a local row has
+//! just left. When the local write is decoded, it is known to be later; the remote row that is still there gives way.
+//! The session has a replication origin of its own, so that what it deletes is not replicated: every other node decides
 //! alike by itself.
 
 use std::time::Duration;

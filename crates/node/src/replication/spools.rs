@@ -66,7 +66,8 @@ impl Spools {
         self.dir.join(format!("{origin}-{incarnation}"))
     }
 
-    /// What the own spool had seen when it was opened: up to there, applied transactions were decoded before this start.
+    /// What the own spool had seen when it was opened: up to there, applied transactions were decoded before this
+    /// start.
     pub(crate) fn own_vector(&self) -> VersionVector {
         self.own_vector.clone()
     }

@@ -51,7 +51,8 @@ async fn what_is_not_yet_visible_at_home_has_no_effect_there() {
     })
     .await;
     let server = cluster.node(1).server().clone();
-    let hanging = tokio::spawn(async move { server.sql("insert into cause values (1)").await });
+    let insert = "set synchronous_commit = on; insert into cause values (1)";
+    let hanging = tokio::spawn(async move { server.sql(insert).await });
     eventually("node 2 has the row", NOTICED, async || cluster.node(2).shows(both, &["1|0"]).await)
         .await;
     assert_eq!(cluster.node(1).value(both).await, "0|0", "the commit does not wait");

@@ -23,7 +23,8 @@ use synapsedb_pg::quote;
 
 use super::array::Array;
 use super::element::Element;
-use super::lane::{Lane, Step, bound};
+use super::gate::bound;
+use super::lane::{Lane, Step};
 use super::plan::{Plan, RowChange, Shape};
 use super::session::{Parameter, Purpose};
 use crate::replication::recent::{self, Side};

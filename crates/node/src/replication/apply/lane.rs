@@ -3,15 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
-use synapsedb_core::delivery::{self, Delivery, TransactionPoint};
-use synapsedb_core::history::History;
-use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::time::Timestamp;
 use synapsedb_pg::client::Client;
 use synapsedb_pg::conn::Connection;
 use synapsedb_pg::quote;
@@ -19,8 +15,10 @@ use synapsedb_pg::wire::backend::ServerError;
 
 use super::Source;
 use super::calls::Calls;
+use super::check::VersionCheck;
+use super::gate::{bound, sql_bound, sql_time};
 use super::inherited::Inherited;
-use super::plan::{Plan, VersionCheck};
+use super::plan::Plan;
 use super::session::{Outcome, Parameter, Purpose, Session, text};
 use super::write::Batch;
 use crate::replication::spool::{Frame, Header, Reader};
@@ -46,9 +44,6 @@ const STATEMENTS: [(&str, &str); 5] = [
     ("ddl", include_str!("../sql/call_run_ddl.sql")),
     ("ddl_done", include_str!("../sql/ddl_done.sql")),
 ];
-
-/// How often a lane that waits for a wrong clock looks again.
-const CLOCK_RECHECK: Duration = Duration::from_millis(100);
 
 /// Why a lane stopped: the transaction that could not be applied. Nothing of it, and nothing after it, was.
 #[derive(Debug)]
@@ -262,8 +257,8 @@ impl<'a> Lane<'a> {
         if failure.run && !expected {
             self.failed_runs += 1;
             if self.failed_runs == FAILED_RUNS_MAX {
-                tracing::warn!(origin = %self.source.origin, "runs of transactions are applied one by one from now on: {}",
-                    failure.text());
+                tracing::warn!(origin = %self.source.origin,
+                    "runs of transactions are applied one by one from now on: {}", failure.text());
                 self.procedures = false;
             }
         }
@@ -447,76 +442,6 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// Whether the transaction may be applied now.
-    pub(super) fn delivery(&self, header: &Header) -> Delivery {
-        let point = TransactionPoint {
-            origin: self.source.origin,
-            commit_lsn: header.commit_lsn,
-            commit_time: header.commit_time,
-            vector: &header.vector,
-        };
-        let here = self.shared.identity.node;
-        let lsn = header.vector.get(here);
-        if !self.shared.own_commits.are_visible(lsn) {
-            return Delivery::AwaitOrigin { origin: here, lsn };
-        }
-        let skew_us = i64::try_from(self.shared.config.clock_skew_max_ms).unwrap_or(i64::MAX);
-        self.shared.applied.with_visible(|applied| {
-            delivery::decide(&point, here, applied, now(), skew_us.saturating_mul(1000))
-        })
-    }
-
-    pub(super) async fn gate(&mut self, header: &Header) -> Step<()> {
-        let mut visible = self.shared.applied.watch_visible();
-        let origin = self.source.origin;
-        loop {
-            visible.borrow_and_update();
-            match self.delivery(header) {
-                Delivery::Deliver => {
-                    self.shared.status.flowing(origin);
-                    return Ok(());
-                }
-                Delivery::AlreadyApplied => {
-                    return Err(anyhow!(
-                        "transaction {} of node {origin} is offered again after it was applied",
-                        header.commit_lsn
-                    )
-                    .into());
-                }
-                Delivery::AwaitOrigin { origin: cause, lsn }
-                    if cause == self.shared.identity.node =>
-                {
-                    let shared = self.shared;
-                    self.wait(shared.own_commits.wait_visible(shared, lsn)).await?;
-                }
-                Delivery::AwaitOrigin { origin: cause, lsn } => {
-                    self.shared.status.waiting_for(origin, cause, lsn);
-                    self.wait(async { visible.changed().await.map_err(Into::into) }).await?;
-                }
-                Delivery::AwaitClock { us } => {
-                    let us = u64::try_from(us).unwrap_or(0);
-                    self.wait(sleep(Duration::from_micros(us))).await?;
-                }
-                Delivery::ClockSkew { us } => {
-                    self.shared.status.clock_skew(origin, us);
-                    self.shared.metrics.clock_skew_waits.inc();
-                    self.wait(sleep(CLOCK_RECHECK)).await?;
-                }
-            }
-        }
-    }
-
-    /// Waits for `event` or for an outcome, whichever comes first.
-    async fn wait(&mut self, event: impl Future<Output = Result<()>>) -> Step<()> {
-        let busy = self.session.busy();
-        let outcome = tokio::select! {
-            biased;
-            outcome = self.session.outcome(), if busy => outcome?,
-            woken = event => return Ok(woken?),
-        };
-        self.settle(outcome)
-    }
-
     async fn end(&mut self) -> Step<()> {
         self.flush_batch()?;
         if let Some(commit_lsn) = self.open.take() {
@@ -542,45 +467,4 @@ async fn take_origin(session: &mut Session, name: &str) -> Result<()> {
         }
         tries += 1;
     }
-}
-
-async fn sleep(duration: Duration) -> Result<()> {
-    tokio::time::sleep(duration).await;
-    Ok(())
-}
-
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix_us(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
-}
-
-/// Up to which commit time a transaction has certainly seen the writers of rows here.
-pub(super) fn bound(history: &History, here: NodeId, origin: NodeId, header: &Header) -> Timestamp {
-    let bound = history.bound(here, origin, &header.vector, header.commit_time);
-    if bound <= EARLIEST { Timestamp(i64::MIN) } else { bound }
-}
-
-/// [`bound`] as SQL.
-pub(super) fn sql_bound(bound: Timestamp) -> String {
-    if bound <= EARLIEST { "-infinity".to_owned() } else { sql_time(bound) }
-}
-
-/// Before any commit.
-const EARLIEST: Timestamp = Timestamp(0);
-
-/// The instant as PostgreSQL reads it in any session.
-pub(super) fn sql_time(time: Timestamp) -> String {
-    let nanos = i128::from(time.unix_us()) * 1000;
-    let at = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
-        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    format!(
-        "{}-{:02}-{:02} {:02}:{:02}:{:02}.{:06}+00",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        at.microsecond()
-    )
 }

@@ -6,7 +6,9 @@
 mod array;
 mod calls;
 mod catalog;
+mod check;
 mod element;
+mod gate;
 pub(crate) mod inherited;
 mod lane;
 mod plan;

@@ -5,8 +5,9 @@ use expect_test::{Expect, expect};
 use synapsedb_core::change::{Column, Relation, ReplicaIdentity};
 use synapsedb_core::ids::NodeId;
 
+use super::check::VersionCheck;
 use super::inherited::Inherited;
-use super::plan::{LocalColumn, Plan, Shape, VersionCheck};
+use super::plan::{LocalColumn, Plan, Shape};
 use crate::replication::keys::LocalKeys;
 
 fn node(number: u16) -> NodeId {

@@ -106,9 +106,11 @@ impl Lane<'_> {
         let version = recent::version(self.source.origin, header);
         let writer = Writer { version, vector: &header.vector };
         let mut history = self.shared.recent.lock();
-        let closely = changes.iter().fold(false, |closely, change| {
-            recent::note(&mut history, keys, change, &writer, Side::Remote) || closely
-        });
+        let mut closely = false;
+        for change in changes {
+            // Every change is noted, also after one that decides.
+            closely |= recent::note(&mut history, keys, change, &writer, Side::Remote);
+        }
         drop(history);
         if closely {
             Err(self.refuse("it meets a write that it had not seen".to_owned()))

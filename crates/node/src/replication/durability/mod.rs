@@ -217,6 +217,9 @@ impl Durability {
         };
         let peers: Vec<_> = members.peers.keys().map(body).collect();
         let reason = lock(&self.not_in_force).clone();
+        // The server asks for a standby that does not run yet, and which then would not have enough members.
+        let unserved = self.config.class > Class::Local && reason.is_some();
+        let state = if unserved && connected < members.needed { "lost" } else { state };
         let waiting_ms = match self.config.class {
             Class::Local | Class::Quorum => view.durable_waiting_ms,
             Class::Applied => view.visible_waiting_ms.max(view.durable_waiting_ms),

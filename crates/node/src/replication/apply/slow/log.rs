@@ -3,7 +3,8 @@
 use synapsedb_core::change::Value;
 use synapsedb_core::version::RowVersion;
 
-use super::super::lane::{Lane, sql_time};
+use super::super::gate::sql_time;
+use super::super::lane::Lane;
 use super::super::session::Parameter;
 use super::row::LocalRow;
 use super::statement;

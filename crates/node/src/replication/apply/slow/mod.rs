@@ -4,6 +4,7 @@
 //! The transaction is still one local transaction with its origin's position and time, so it counts as applied exactly
 //! once, like every other.
 
+mod left_out;
 mod log;
 mod policy;
 mod quarantine;
@@ -21,7 +22,8 @@ use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::wire::backend::ServerError;
 
-use super::lane::{Failure, Lane, Step, Stop, is_passing, sql_time};
+use super::gate::sql_time;
+use super::lane::{Failure, Lane, Step, Stop, is_passing};
 use super::session::{Answer, Parameter};
 use crate::replication::ddl::{self, Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::recent::{self, Side, relation_id};

@@ -1,6 +1,6 @@
 //! A row of a table with a policy of its own: decided upon from all writes on it that are remembered.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
@@ -32,8 +32,8 @@ fn tuple(values: &[Option<Bytes>]) -> Tuple<'_> {
 }
 
 impl Lane<'_> {
-    /// Decides upon a write by the table's policy and does what it says. `new` is nothing for a delete; `old` is the row
-    /// before, if the stream tells it.
+    /// Decides upon a write by the table's policy and does what it says. The change is the row before, if the stream
+    /// tells it, and the row after; nothing for a delete.
     pub(super) async fn rule(
         &mut self,
         plan: usize,
@@ -71,27 +71,9 @@ impl Lane<'_> {
                 }
             }
             Decision::TakeBut(columns) => {
-                let Some(new) = new else { return Ok(()) };
-                let mut merged = new.to_vec();
-                let mut contents = Vec::new();
-                for (number, version) in columns {
-                    let place = self.place(plan, number);
-                    let content = match &here {
-                        Some(_) => None,
-                        None => Some(self.content(plan, row, version).await?),
-                    };
-                    contents.push((place, content));
+                if let Some(new) = new {
+                    self.take_but(plan, row, new, here.as_ref(), columns).await?;
                 }
-                for (place, content) in &contents {
-                    let from: Option<Tuple<'_>> = match (content, &here) {
-                        (Some(content), _) => content.new.as_deref().map(tuple),
-                        (None, here) => here.as_ref().map(LocalRow::tuple),
-                    };
-                    if let (Some(place), Some(from)) = (place, from) {
-                        merged[*place] = from[*place];
-                    }
-                }
-                self.write_ruled(plan, &merged).await?;
             }
             Decision::Add => {
                 if let (Some(old), Some(new)) = (old, new) {
@@ -117,6 +99,36 @@ impl Lane<'_> {
             self.log(plan, conflict).await?;
         }
         Ok(())
+    }
+
+    /// Writes the row as it came, but some columns as other writes left them: as they are here, if the row is here.
+    async fn take_but(
+        &mut self,
+        plan: usize,
+        row: Digest,
+        new: &[Value<'_>],
+        here: Option<&LocalRow>,
+        columns: BTreeMap<u16, RowVersion>,
+    ) -> Settled<()> {
+        let mut contents = Vec::new();
+        for (number, version) in columns {
+            let content = match here {
+                Some(_) => None,
+                None => Some(self.content(plan, row, version).await?),
+            };
+            contents.push((self.place(plan, number), content));
+        }
+        let mut merged = new.to_vec();
+        for (place, content) in &contents {
+            let from: Option<Tuple<'_>> = match content {
+                Some(content) => content.new.as_deref().map(tuple),
+                None => here.map(LocalRow::tuple),
+            };
+            if let (Some(place), Some(from)) = (place, from) {
+                merged[*place] = from[*place];
+            }
+        }
+        self.write_ruled(plan, &merged).await
     }
 
     fn place(&self, plan: usize, number: u16) -> Option<usize> {

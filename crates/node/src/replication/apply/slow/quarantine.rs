@@ -5,7 +5,8 @@ use bytes::Bytes;
 use synapsedb_core::change::{Change, Relation, Value};
 use synapsedb_pg::pgoutput::{self, Message};
 
-use super::super::lane::{Lane, Step, Stop, sql_time};
+use super::super::gate::sql_time;
+use super::super::lane::{Lane, Step, Stop};
 use super::super::session::Parameter;
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::recent::old_values;

@@ -15,11 +15,11 @@ use synapsedb_core::version::RowVersion;
 use super::super::lane::Lane;
 use super::super::plan::Shape;
 use super::super::session::Parameter;
+use super::left_out::texts;
 use super::log::Conflict;
 use super::statement::{self, VALUES_FROM};
 use super::{Settled, Trouble, column};
 use crate::replication::recent::{self, old_values};
-use crate::replication::row_of;
 
 /// How often a row is looked at again because another session was faster.
 const TRIES_MAX: usize = 8;
@@ -388,37 +388,6 @@ impl Lane<'_> {
         Ok(written)
     }
 
-    /// What the update left out, since it did not change it, and what the row here does not have: asked of the origin.
-    async fn fetch_left_out(
-        &mut self,
-        plan: usize,
-        new: &[Value<'_>],
-    ) -> Settled<Vec<Option<String>>> {
-        let described = &self.plans[plan];
-        let keys = described.columns.iter().zip(new).filter(|(column, _)| column.key);
-        let key = keys.filter_map(|(column, value)| match value {
-            Value::Text(text) => {
-                Some((column.local.name.clone(), String::from_utf8_lossy(text).into_owned()))
-            }
-            Value::Null | Value::Unchanged | Value::Binary(_) => None,
-        });
-        let asked = row_of::Asked {
-            schema: described.schema.clone(),
-            table: described.name.clone(),
-            key: key.collect(),
-        };
-        let answered = row_of::ask(self.shared, self.source.origin, &asked).await;
-        let mut answered = answered.map_err(|error| {
-            Trouble::row(format!(
-                "the update left out TOASTed values that it did not change, the row here has others, and node {} \
-                 cannot be asked for them: {error:#}",
-                self.source.origin
-            ))
-        })?;
-        let columns = self.plans[plan].columns.iter();
-        Ok(columns.map(|column| answered.remove(&column.local.name).flatten()).collect())
-    }
-
     /// An update that changes the primary key: the old row is deleted, the new one is put.
     async fn move_row(&mut self, plan: usize, old: &[Value<'_>], new: &[Value<'_>]) -> Settled<()> {
         let incoming = self.incoming()?;
@@ -490,11 +459,6 @@ pub(super) fn filled<'a>(new: &[Value<'a>], from: &[Value<'a>]) -> Tuple<'a> {
         Value::Null | Value::Text(_) | Value::Binary(_) => *value,
     };
     new.iter().enumerate().map(value).collect()
-}
-
-fn texts(values: &[Option<String>]) -> Tuple<'_> {
-    let texts = values.iter().map(Option::as_deref);
-    texts.map(|text| text.map_or(Value::Null, |text| Value::Text(text.as_bytes()))).collect()
 }
 
 /// The name of the index in the message of a unique violation.

@@ -2,7 +2,8 @@
 
 use synapsedb_core::change::Value;
 
-use super::super::lane::{Lane, bound, sql_bound};
+use super::super::gate::{bound, sql_bound};
+use super::super::lane::Lane;
 use super::log::Conflict;
 use super::statement;
 use super::{Settled, Trouble};

@@ -41,8 +41,8 @@ impl Lane<'_> {
 
     /// A unique index still refuses the new row. Its place is free afterwards, or it cannot be freed.
     ///
-    /// The row that holds the value was written by somebody whom the writer had seen, who let it go since then there and
-    /// not here; what it became waits behind this transaction or in the quarantine.
+    /// The row that holds the value was written by somebody whom the writer had seen, who let it go since then there
+    /// and not here; what it became waits behind this transaction or in the quarantine.
     pub(super) async fn free_place(
         &mut self,
         plan: usize,

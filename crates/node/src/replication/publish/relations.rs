@@ -1,0 +1,131 @@
+//! The relations of the stream: which are replicated, what names their rows, and what local rows delete and claim.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use bytes::Bytes;
+use synapsedb_core::history::Writer as RowWriter;
+use synapsedb_pg::pgoutput::{self, Message};
+
+use super::{Open, Publisher};
+use crate::replication::keys::{self, LocalKeys, RowKeys};
+use crate::replication::recent::{self, Side};
+use crate::replication::recheck::Recheck;
+
+/// What is to be done with the rows of a relation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// They are replicated.
+    Replicated,
+    /// They belong to this node.
+    Internal,
+    /// They are DDL statements (`synapsedb.ddl`).
+    Ddl,
+}
+
+pub(super) struct Relation {
+    pub(super) raw: Bytes,
+    pub(super) kind: Kind,
+    /// Whether its rows are the tables' policies.
+    pub(super) is_policy: bool,
+    /// The number of the transaction that last repeated it: every spooled transaction explains itself.
+    pub(super) told_in: u64,
+    /// Where its keys stand, if it has a primary key here.
+    pub(super) keys: Option<RowKeys>,
+}
+
+impl Publisher<'_> {
+    /// After a change of a table or a policy the keys of the relations are asked for anew.
+    pub(super) async fn notice_catalog(&mut self) -> Result<()> {
+        let catalog = self.shared.catalog.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.catalog, catalog) == catalog {
+            return Ok(());
+        }
+        let client = self.shared.sql("publisher").await?;
+        for relation in self.relations.values_mut().filter(|known| known.kind == Kind::Replicated) {
+            let Message::Relation(described) = pgoutput::decode(&relation.raw)? else { continue };
+            let local = keys::load(&client, &described.schema, &described.name).await?;
+            relation.keys = RowKeys::new(&described, &local);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn relation(&mut self, body: &Bytes) -> Result<()> {
+        let Message::Relation(relation) =
+            pgoutput::decode(body).context("decode a relation of the stream")?
+        else {
+            bail!("the replication stream holds a message of kind R that is no relation");
+        };
+        let kind = match (relation.schema.as_str(), relation.name.as_str()) {
+            ("synapsedb", "ddl") => Kind::Ddl,
+            ("synapsedb", "probe" | "policy") => Kind::Replicated,
+            ("synapsedb", _) => Kind::Internal,
+            _ => Kind::Replicated,
+        };
+        let local = match kind {
+            Kind::Replicated => {
+                let client = self.shared.sql("publisher").await?;
+                keys::load(&client, &relation.schema, &relation.name).await?
+            }
+            Kind::Internal | Kind::Ddl => LocalKeys::default(),
+        };
+        let keys = RowKeys::new(&relation, &local);
+        let is_policy =
+            (relation.schema.as_str(), relation.name.as_str()) == ("synapsedb", "policy");
+        let known = Relation { raw: body.clone(), kind, is_policy, told_in: 0, keys };
+        self.relations.insert(relation.id, known);
+        Ok(())
+    }
+
+    pub(super) fn row(&mut self, body: &Bytes) -> Result<()> {
+        let id = recent::relation_id(body);
+        if self.relations.get(&id).is_some_and(|relation| relation.is_policy) {
+            self.shared.catalog_changed();
+        }
+        match self.tell_relation(id)? {
+            Kind::Replicated => {
+                self.note(id, body)?;
+                self.spool(body)
+            }
+            Kind::Ddl => self.ddl(body),
+            Kind::Internal => Ok(()),
+        }
+    }
+
+    /// Notes what a local row deletes and claims, for the transactions of other nodes that had not seen it.
+    fn note(&mut self, id: u32, body: &Bytes) -> Result<()> {
+        let Open::Local { header, .. } = &self.open else { return Ok(()) };
+        let Some(relation) = self.relations.get(&id) else { return Ok(()) };
+        let keys = relation.keys.as_ref().filter(|keys| recent::concerns(keys, body, Side::Local));
+        let Some(keys) = keys else { return Ok(()) };
+        let Message::Change(change) = pgoutput::decode(body).context("decode a local row")? else {
+            return Ok(());
+        };
+        let version = recent::version(self.shared.identity.node, header);
+        let writer = RowWriter { version, vector: &header.vector };
+        let mut history = self.shared.recent.lock();
+        if recent::note(&mut history, keys, &change, &writer, Side::Local) {
+            let relation = relation.raw.clone();
+            self.rechecks.push(Recheck { relation, change: body.clone(), version });
+        }
+        Ok(())
+    }
+
+    /// Repeats a replicated relation in the transaction that uses it first; answers what its rows are.
+    pub(super) fn tell_relation(&mut self, id: u32) -> Result<Kind> {
+        if !matches!(self.open, Open::Local { .. }) {
+            return Ok(Kind::Internal);
+        }
+        let relation = self
+            .relations
+            .get_mut(&id)
+            .ok_or_else(|| anyhow!("the stream changes relation {id} without having named it"))?;
+        let kind = relation.kind;
+        if kind == Kind::Replicated && relation.told_in != self.transactions {
+            relation.told_in = self.transactions;
+            let raw = relation.raw.clone();
+            self.spool(&raw)?;
+        }
+        Ok(kind)
+    }
+}
