@@ -351,6 +351,38 @@ impl History {
         })
     }
 
+    /// What of `stable` may be forgotten: everything that committed before the first transaction which is not stable. So
+    /// what takes a unique value is remembered as long as what loses it.
+    pub fn in_order(&self, stable: &VersionVector) -> VersionVector {
+        let first_unstable = |(origin, commits): (&NodeId, &VecDeque<Commit>)| {
+            let at = commits.partition_point(|commit| commit.lsn <= stable.get(*origin));
+            commits.get(at).map(|commit| commit.time)
+        };
+        let Some(before) = self.commits.iter().filter_map(first_unstable).min() else {
+            return stable.clone();
+        };
+        let through = |(origin, lsn): (NodeId, Lsn)| {
+            let Some(commits) = self.commits.get(&origin) else { return (origin, lsn) };
+            let late = commits.iter().find(|commit| commit.lsn <= lsn && commit.time >= before);
+            (origin, late.map_or(lsn, |late| Lsn(late.lsn.0.saturating_sub(1))))
+        };
+        stable.iter().map(through).collect()
+    }
+
+    /// After the index was built from the spools: what lost a unique value to a later write is as good as deleted.
+    pub fn bury_losers(&mut self) {
+        let lost = |claims: &Vec<Claim>| -> Vec<Claim> {
+            let beaten = |claim: &&Claim| {
+                claims.iter().any(|other| other.row != claim.row && other.version > claim.version)
+            };
+            claims.iter().filter(beaten).copied().collect()
+        };
+        let losers: Vec<Claim> = self.claims.values().flat_map(lost).collect();
+        for loser in losers {
+            self.deleted(loser.row, loser.version);
+        }
+    }
+
     /// Forgets what is stable. The last stable commit of each origin stays, so that its time is known.
     pub fn forget(&mut self, stable: &VersionVector) {
         for (origin, commits) in &mut self.commits {
@@ -485,6 +517,23 @@ mod tests {
         assert_eq!(stable.get(node(1)), Lsn(5));
         history.forget(&stable);
         assert!(!history.is_deleted_unseen(ROW, &late) && history.tombstone(ROW).is_none());
+    }
+
+    #[test]
+    fn what_takes_a_value_is_remembered_as_long_as_what_loses_it() {
+        let mut history = History::new(10);
+        let unaware = vector(&[]);
+        for (origin, lsn, time, row) in [(1, 5, 50, ROW), (2, 6, 60, OTHER)] {
+            history.committed(node(origin), commit(lsn, time), &unaware);
+            let version = version(origin, lsn, time);
+            history.claim(VALUE, row, &Writer { version, vector: &unaware });
+        }
+        let stable = history.in_order(&vector(&[(2, 6)]));
+        assert_eq!(stable.get(node(2)), Lsn(5), "the earlier one of node 1 is not stable");
+        assert_eq!(history.in_order(&vector(&[(1, 5), (2, 6)])).get(node(2)), Lsn(6));
+        history.bury_losers();
+        assert_eq!(history.tombstone(ROW), Some(version(1, 5, 50)));
+        assert_eq!(history.tombstone(OTHER), None);
     }
 
     #[test]

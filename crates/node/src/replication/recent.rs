@@ -217,6 +217,7 @@ pub(crate) fn forget(shared: &Shared) -> VersionVector {
     let applied = shared.applied.durable();
     let mut history = shared.recent.lock();
     let stable = history.stable(shared.identity.node, &applied, members.keys().copied());
+    let stable = history.in_order(&stable);
     history.forget(&stable);
     shared.metrics.remembered(history.len());
     stable
@@ -245,6 +246,7 @@ pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<
             rebuilt.insert(origin);
         });
     }
+    shared.recent.lock().bury_losers();
     Ok(())
 }
 
