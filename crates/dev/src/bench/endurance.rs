@@ -76,6 +76,9 @@ async fn false_conflicts(cluster: &Cluster, transactions: u64) -> Result<f64> {
             session.batch_execute(&sql).await.context("write apart")
         })
     };
+    // A truncate that arrives while node 2 writes already is a true conflict: it has to be seen there before.
+    cluster.node(1).sql("insert into bench_load values (0, 0, 'before')").await;
+    cluster.all_show("select count(*) > 0 from bench_load", &["t"]).await;
     cluster.node(1).sql("truncate bench_load").await;
     cluster.all_show("select count(*) from bench_load", &["0"]).await;
     let (one, two) = (write(1), write(2));
