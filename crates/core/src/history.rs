@@ -351,8 +351,8 @@ impl History {
         })
     }
 
-    /// What of `stable` may be forgotten: everything that committed before the first transaction which is not stable. So
-    /// what takes a unique value is remembered as long as what loses it.
+    /// What of `stable` may be forgotten: everything that committed before the first transaction which is not stable.
+    /// So what takes a unique value is remembered as long as what loses it.
     pub fn in_order(&self, stable: &VersionVector) -> VersionVector {
         let first_unstable = |(origin, commits): (&NodeId, &VecDeque<Commit>)| {
             let at = commits.partition_point(|commit| commit.lsn <= stable.get(*origin));
