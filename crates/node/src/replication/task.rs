@@ -215,15 +215,23 @@ async fn generation(shared: &Arc<Shared>) -> Result<()> {
 
 /// Waits until the spools of all members are open: they hold recent writes that every lane must know.
 async fn await_spools(shared: &Shared) -> Result<()> {
-    let members = other_members(shared);
-    let mut opened = shared.spools.watch();
-    opened
-        .wait_for(|open| {
-            members.iter().all(|(node, life)| open.get(node).is_some_and(|(open, _)| open == life))
-        })
-        .await
-        .context("the spools are gone")?;
-    Ok(())
+    let (mut opened, mut state) = (shared.spools.watch(), shared.raft.watch());
+    loop {
+        state.borrow_and_update();
+        // Asked for anew each time: a member may begin another life meanwhile.
+        let members = other_members(shared);
+        let open = opened.borrow_and_update().clone();
+        let is_open = |(node, life): (&NodeId, &Incarnation)| {
+            open.get(node).is_some_and(|(open, _)| open == life)
+        };
+        if members.iter().all(is_open) {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = opened.changed() => changed.context("the spools are gone")?,
+            changed = state.changed() => changed.context("the cluster state is gone")?,
+        }
+    }
 }
 
 /// What is visible here of every origin, what of it is on disk, and where the own WAL ends.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use synapsedb_core::change::{Change, Tuple, Value};
 use synapsedb_core::history::{Digest, KnownWrite};
 use synapsedb_core::policy::{self, Decision, Policy, TablePolicy};
-use synapsedb_core::version::RowVersion;
+use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 
@@ -18,6 +18,7 @@ use super::log::Conflict;
 use super::row::{LocalRow, filled};
 use super::{Settled, Trouble};
 use crate::replication::keys::{LocalKeys, RowKeys};
+use crate::replication::parse_origin_name;
 use crate::replication::recent::{old_values, relation_id};
 
 /// A row before and after a write, in the order of the plan; `None` where there is none.
@@ -44,12 +45,13 @@ impl Lane<'_> {
     ) -> Settled<()> {
         let (old, new) = change;
         let incoming = self.incoming()?;
+        // One lane at a time, also where there is no row to be locked.
+        let turn = (row.0 as i64).to_string();
+        self.ask(include_str!("../../sql/lock_row.sql"), &[Parameter::Text(turn.as_bytes())])
+            .await?;
         let here = self.read_row(plan, key).await?;
         self.await_decoded().await?;
-        let writes = self.shared.recent.lock().writes(row).to_vec();
-        let (own, known): (Vec<_>, Vec<_>) =
-            writes.iter().partition(|write| write.version == incoming);
-        let own = own.first().ok_or_else(|| Trouble::row("the write is not remembered"))?;
+        let (own, known) = self.known_writes(row, incoming).await?;
         let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
         let met = others.iter().any(|other| own.as_write().is_concurrent_with(other));
         let decision = policy::decide(&table.policy, table.sums(), &own.as_write(), &others);
@@ -93,12 +95,46 @@ impl Lane<'_> {
             Decision::Fold(versions) => self.fold(plan, table, row, key, &versions).await?,
         }
         if met {
-            let conflict = Conflict::new(kind(own, &known), resolution).remote(told);
+            let conflict = Conflict::new(kind(&own, &known), resolution).remote(told);
             let latest = known.last().map(|write| write.version);
             let conflict = conflict.local(here.as_ref()).deleted(latest).policy(table.to_string());
             self.log(plan, conflict).await?;
         }
         Ok(())
+    }
+
+    /// The write of the open transaction on a row, and the others that are in the row here.
+    async fn known_writes(
+        &mut self,
+        row: Digest,
+        incoming: RowVersion,
+    ) -> Settled<(KnownWrite, Vec<KnownWrite>)> {
+        let writes = self.shared.recent.lock().writes(row).to_vec();
+        let applied = self.applied_now().await?;
+        let (mut own, mut known): (Vec<_>, Vec<_>) =
+            writes.into_iter().partition(|write| write.version == incoming);
+        // Another lane may have noted a write that it has not applied: it will count this one.
+        let here_or_mine = [self.shared.identity.node, incoming.origin];
+        known.retain(|KnownWrite { version, .. }| {
+            here_or_mine.contains(&version.origin) || applied.get(version.origin) >= version.lsn
+        });
+        let own = own.pop().ok_or_else(|| Trouble::row("the write is not remembered"))?;
+        Ok((own, known))
+    }
+
+    /// What has been committed here of every origin at this moment: a row that is locked shows all of it.
+    async fn applied_now(&mut self) -> Settled<VersionVector> {
+        let answer = self.ask(include_str!("../../sql/durable_progress.sql"), &[]).await?;
+        let mut applied = VersionVector::new();
+        for row in &answer.rows {
+            let (Some(name), Some(lsn)) = (&row[0], &row[1]) else { continue };
+            let name = std::str::from_utf8(name).unwrap_or_default();
+            let lsn = std::str::from_utf8(lsn).unwrap_or_default().parse();
+            if let (Some((node, _)), Ok(lsn)) = (parse_origin_name(name), lsn) {
+                applied.advance(node, lsn);
+            }
+        }
+        Ok(applied)
     }
 
     /// Writes the row as it came, but some columns as other writes left them: as they are here, if the row is here.
@@ -370,7 +406,7 @@ fn resolution(decision: &Decision, incoming: RowVersion) -> &'static str {
     }
 }
 
-fn kind(own: &KnownWrite, known: &[&KnownWrite]) -> &'static str {
+fn kind(own: &KnownWrite, known: &[KnownWrite]) -> &'static str {
     use synapsedb_core::policy::Effect;
     let other =
         known.iter().rev().find(|other| own.as_write().is_concurrent_with(&other.as_write()));
