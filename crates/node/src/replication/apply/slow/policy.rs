@@ -190,16 +190,7 @@ impl Lane<'_> {
             let name = quote::ident(&local.name);
             sets.push(format!("{name} = ${}::{}", parameters.len(), local.type_name));
         }
-        if sets.is_empty() {
-            return Ok(());
-        }
-        let described = &self.plans[plan];
-        let found = described.found(parameters.len() + 1);
-        let sql =
-            format!("update {} as t set {} where {found}", described.table(), sets.join(", "));
-        described.push_key(new, &mut parameters);
-        self.ask(&sql, &parameters).await?;
-        Ok(())
+        self.set(plan, new, &sets, parameters).await
     }
 
     /// Adds new − old to each delta column of the row that is here.
@@ -224,6 +215,17 @@ impl Lane<'_> {
             let (name, at, kind) = (quote::ident(&local.name), parameters.len(), &local.type_name);
             sets.push(format!("{name} = t.{name} + (${}::{kind} - ${at}::{kind})", at - 1));
         }
+        self.set(plan, key, &sets, parameters).await
+    }
+
+    /// Updates the row with this key by what the clauses say, if there are any; the key follows their parameters.
+    async fn set<'v>(
+        &mut self,
+        plan: usize,
+        key: &[Value<'v>],
+        sets: &[String],
+        mut parameters: Vec<Parameter<'v>>,
+    ) -> Settled<()> {
         if sets.is_empty() {
             return Ok(());
         }
