@@ -8,6 +8,7 @@ use synapsedb_core::change::{Relation, Value};
 use synapsedb_core::history::Digest;
 use synapsedb_core::policy::{self, TablePolicy};
 use synapsedb_pg::client::Client;
+use synapsedb_pg::quote;
 
 /// `numeric`, whose equal values may differ in trailing zeros.
 const NUMERIC_OID: u32 = 1700;
@@ -41,6 +42,13 @@ impl UniqueIndex {
         let columns = serde_json::from_str(columns).context("read the columns of an index")?;
         Ok(Self { name: name.to_owned(), is_primary, is_immediate, nulls_equal, columns })
     }
+}
+
+/// SQL for the value of a column of the row `t` as its type's own text, which its input reads again and which the
+/// stream has; a cast to text may be somebody's function. A composite is not NULL for one of its fields.
+pub(crate) fn text_sql(column: &str) -> String {
+    let name = format!("t.{}", quote::ident(column));
+    format!("case pg_catalog.num_nulls({name}) when 0 then pg_catalog.format('%s', {name}) end")
 }
 
 /// What names and settles the rows of a local table.

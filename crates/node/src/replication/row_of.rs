@@ -12,7 +12,7 @@ use synapsedb_core::ids::NodeId;
 use synapsedb_pg::quote;
 use tokio_postgres::types::ToSql;
 
-use super::Shared;
+use super::{Shared, keys};
 
 /// The service under which a node answers.
 const SERVICE: &str = "replication.row";
@@ -82,13 +82,10 @@ async fn read(shared: &Shared, asked: &Asked) -> Result<Answered> {
     let mut values: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(asked.key.len());
     for column in &columns {
         let (name, type_name): (&str, &str) = (column.get(1), column.get(2));
-        let ident = quote::ident(name);
-        selected.push(format!(
-            "case when t.{ident} is not null then pg_catalog.format('%s', t.{ident}) end"
-        ));
+        selected.push(keys::text_sql(name));
         if let Some(value) = asked.key.get(name) {
             values.push(value);
-            found.push(format!("t.{ident} = ${}::text::{type_name}", values.len()));
+            found.push(format!("t.{} = ${}::text::{type_name}", quote::ident(name), values.len()));
         }
     }
     if found.is_empty() || found.len() != asked.key.len() {

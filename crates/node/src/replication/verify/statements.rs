@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use synapsedb_pg::quote;
 
 use super::call::{Column, Described, Key, Range};
+use crate::replication::keys;
 
 /// What the statements of a table are made of.
 pub(super) struct Statements {
@@ -121,10 +122,8 @@ fn column(column: &Column) -> String {
     format!("t.{}", quote::ident(&column.name))
 }
 
-/// A column's value as its type's own text, which its input reads again; a cast to text may be somebody's function.
 fn text(column: &Column) -> String {
-    let name = self::column(column);
-    format!("case pg_catalog.num_nulls({name}) when 0 then pg_catalog.format('%s', {name}) end")
+    keys::text_sql(&column.name)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::super::session::Parameter;
 use super::log::Conflict;
 use super::row::{LocalRow, filled};
 use super::{Settled, Trouble};
-use crate::replication::keys::{LocalKeys, RowKeys};
+use crate::replication::keys::{self, LocalKeys, RowKeys};
 use crate::replication::parse_origin_name;
 use crate::replication::recent::{old_values, relation_id};
 
@@ -294,10 +294,7 @@ impl Lane<'_> {
     /// The columns of a JSON object as texts, in the order of the plan.
     async fn columns_of(&mut self, plan: usize, json: &str) -> Settled<Vec<Option<Bytes>>> {
         let described = &self.plans[plan];
-        let columns = described.columns.iter().map(|column| {
-            let name = quote::ident(&column.local.name);
-            format!("case when t.{name} is not null then pg_catalog.format('%s', t.{name}) end")
-        });
+        let columns = described.columns.iter().map(|column| keys::text_sql(&column.local.name));
         let columns = columns.collect::<Vec<_>>().join(", ");
         let sql = format!(
             "select {columns} from pg_catalog.jsonb_populate_record(null::{}, $1::jsonb) t",

@@ -6,6 +6,7 @@ use synapsedb_core::change::Value;
 use synapsedb_pg::quote;
 
 use super::super::plan::Plan;
+use crate::replication::keys;
 
 /// Columns of a row that [`read`] puts before its values: `xmin`, the number of the writer's origin, its commit time in
 /// microseconds since 1970, the row as JSON, and the node that wrote it if it has no origin.
@@ -19,11 +20,7 @@ pub(super) const VALUES_FROM: usize = 5;
 pub(super) fn read(plan: &Plan, condition: &str) -> String {
     let mut values = String::new();
     for column in &plan.columns {
-        let name = quote::ident(&column.local.name);
-        let _ = write!(
-            values,
-            ", case when t.{name} is not null then pg_catalog.format('%s', t.{name}) end"
-        );
+        let _ = write!(values, ", {}", keys::text_sql(&column.local.name));
     }
     format!(
         "select t.xmin::text, \
