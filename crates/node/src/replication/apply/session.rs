@@ -21,6 +21,13 @@ pub(crate) enum Parameter<'a> {
     Binary(&'a [u8]),
 }
 
+impl<'a> Parameter<'a> {
+    /// A text, or NULL.
+    pub(crate) fn optional(text: Option<&'a str>) -> Self {
+        text.map_or(Self::Null, |text| Self::Text(text.as_bytes()))
+    }
+}
+
 /// What a statement is, for reading its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {

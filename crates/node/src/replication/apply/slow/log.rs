@@ -108,8 +108,7 @@ impl Lane<'_> {
             Some(vector.as_str()),
             conflict.detail,
         ];
-        let parameters =
-            texts.map(|text| text.map_or(Parameter::Null, |text| Parameter::Text(text.as_bytes())));
+        let parameters = texts.map(Parameter::optional);
         self.ask(include_str!("../../sql/put_conflict.sql"), &parameters).await?;
         self.shared.metrics.conflict(conflict.kind, &format!("{schema}.{table}"));
         Ok(())

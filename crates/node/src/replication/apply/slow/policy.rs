@@ -274,10 +274,10 @@ impl Lane<'_> {
                 continue;
             }
             let texts = [Some(function.as_str()), Some(&relation), folded.as_deref()];
-            let mut parameters: Vec<Parameter<'_>> = texts.map(text).into();
-            parameters.push(text(json.as_deref()));
-            parameters.push(text(Some(&schema)));
-            parameters.push(text(Some(&name)));
+            let mut parameters: Vec<Parameter<'_>> = texts.map(Parameter::optional).into();
+            parameters.push(Parameter::optional(json.as_deref()));
+            parameters.push(Parameter::optional(Some(&schema)));
+            parameters.push(Parameter::optional(Some(&name)));
             let sql = include_str!("../../sql/call_merge.sql");
             let answer = self.ask(sql, &parameters).await?;
             let merged = answer.rows.first().and_then(|row| row.first().cloned().flatten());
@@ -389,10 +389,6 @@ fn note_content(
         Change::Delete { old, .. } if keys.row(old_values(old)) == Some(row) => content.new = None,
         Change::Insert { .. } | Change::Delete { .. } | Change::Truncate { .. } => {}
     }
-}
-
-fn text(text: Option<&str>) -> Parameter<'_> {
-    text.map_or(Parameter::Null, |text| Parameter::Text(text.as_bytes()))
 }
 
 fn resolution(decision: &Decision, incoming: RowVersion) -> &'static str {

@@ -53,7 +53,7 @@ impl Lane<'_> {
             Some(reason),
             sqlstate,
         ]
-        .map(optional)
+        .map(Parameter::optional)
         .into();
         parameters.push(described.relation.as_deref().map_or(Parameter::Null, Parameter::Binary));
         parameters.push(Parameter::Binary(raw));
@@ -100,10 +100,6 @@ impl Lane<'_> {
         }
         Ok(described)
     }
-}
-
-fn optional(text: Option<&str>) -> Parameter<'_> {
-    text.map_or(Parameter::Null, |text| Parameter::Text(text.as_bytes()))
 }
 
 fn describe_change(change: &Change<'_>, relation: Option<&Relation>, described: &mut Described) {
