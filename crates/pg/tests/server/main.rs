@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod replication;
+mod scram;
 mod session;
 mod sql;
 mod support;

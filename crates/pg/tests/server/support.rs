@@ -59,6 +59,11 @@ fn program(name: &str) -> Command {
     command
 }
 
+/// PostgreSQL's own client.
+pub fn psql() -> Command {
+    Command::new(bin().join("psql"))
+}
+
 fn own(path: &Path) {
     if rustix::process::geteuid().is_root() {
         assert!(Command::new("chown").arg("postgres").arg(path).status().unwrap().success());
