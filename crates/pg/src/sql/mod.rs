@@ -5,8 +5,12 @@
 //! for the parse tree's transport (about 50 levels, such as a long chain of `||`) are told by their words instead
 //! ([`words`]).
 
+mod keyword;
+mod lexer;
+pub mod statement;
 mod tag;
 mod temporary;
+pub mod traits;
 mod words;
 
 use std::panic::catch_unwind;

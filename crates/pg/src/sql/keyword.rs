@@ -1,0 +1,311 @@
+//! The keywords and names by which statements are told, and how they are found quickly.
+
+use super::traits::Flags;
+
+/// A keyword that says something where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keyword {
+    Abort,
+    Alter,
+    Analyze,
+    And,
+    Begin,
+    Call,
+    Chain,
+    Close,
+    Commit,
+    Constraints,
+    Copy,
+    Create,
+    Database,
+    Deallocate,
+    Declare,
+    Delete,
+    Discard,
+    Do,
+    Drop,
+    End,
+    Execute,
+    Explain,
+    Fetch,
+    For,
+    From,
+    Global,
+    Hold,
+    Insert,
+    Into,
+    Key,
+    Listen,
+    Load,
+    Local,
+    Merge,
+    Move,
+    Prepare,
+    Prepared,
+    Program,
+    Release,
+    Replace,
+    Reset,
+    Role,
+    Rollback,
+    Savepoint,
+    Select,
+    Set,
+    Share,
+    Show,
+    Start,
+    System,
+    Table,
+    /// TEMP or TEMPORARY.
+    Temporary,
+    To,
+    Transaction,
+    True,
+    Unlisten,
+    Update,
+    User,
+    Values,
+    With,
+    /// Any other verb.
+    Other,
+}
+
+#[rustfmt::skip]
+const KEYWORDS: [(&str, Keyword); 63] = [
+    ("abort", Keyword::Abort), ("alter", Keyword::Alter), ("analyze", Keyword::Analyze),
+    ("analyse", Keyword::Analyze), ("and", Keyword::And), ("begin", Keyword::Begin), ("call", Keyword::Call),
+    ("chain", Keyword::Chain), ("close", Keyword::Close), ("commit", Keyword::Commit),
+    ("constraints", Keyword::Constraints), ("copy", Keyword::Copy), ("create", Keyword::Create),
+    ("database", Keyword::Database), ("deallocate", Keyword::Deallocate), ("declare", Keyword::Declare),
+    ("delete", Keyword::Delete), ("discard", Keyword::Discard), ("do", Keyword::Do), ("drop", Keyword::Drop),
+    ("end", Keyword::End), ("execute", Keyword::Execute), ("explain", Keyword::Explain), ("fetch", Keyword::Fetch),
+    ("for", Keyword::For), ("from", Keyword::From), ("global", Keyword::Global), ("hold", Keyword::Hold),
+    ("insert", Keyword::Insert), ("into", Keyword::Into), ("key", Keyword::Key), ("listen", Keyword::Listen),
+    ("load", Keyword::Load), ("local", Keyword::Local), ("merge", Keyword::Merge), ("move", Keyword::Move),
+    ("prepare", Keyword::Prepare), ("prepared", Keyword::Prepared), ("program", Keyword::Program),
+    ("release", Keyword::Release), ("replace", Keyword::Replace), ("reset", Keyword::Reset), ("role", Keyword::Role),
+    ("rollback", Keyword::Rollback), ("savepoint", Keyword::Savepoint), ("select", Keyword::Select),
+    ("set", Keyword::Set), ("share", Keyword::Share), ("show", Keyword::Show), ("start", Keyword::Start),
+    ("system", Keyword::System), ("table", Keyword::Table), ("temp", Keyword::Temporary),
+    ("temporary", Keyword::Temporary), ("to", Keyword::To), ("transaction", Keyword::Transaction),
+    ("true", Keyword::True), ("unlisten", Keyword::Unlisten), ("update", Keyword::Update), ("user", Keyword::User),
+    ("values", Keyword::Values), ("with", Keyword::With), ("group", Keyword::Role),
+];
+
+/// The longest keyword, in bytes.
+const LENGTH_MAX: usize = 11;
+
+/// The keywords, as a hash table with open addresses: 256 places for a quarter of keywords.
+static TABLE: [u8; TABLE_SIZE] = table();
+const TABLE_SIZE: usize = 256;
+const FREE: u8 = u8::MAX;
+
+const fn table() -> [u8; TABLE_SIZE] {
+    let mut table = [FREE; TABLE_SIZE];
+    let mut index = 0;
+    while index < KEYWORDS.len() {
+        let mut place = place(KEYWORDS[index].0.as_bytes());
+        while table[place] != FREE {
+            place = (place + 1) % TABLE_SIZE;
+        }
+        table[place] = index as u8;
+        index += 1;
+    }
+    table
+}
+
+/// Where a word of at least two letters belongs; letters of both cases lead to the same place.
+const fn place(word: &[u8]) -> usize {
+    let (first, second) = (word[0] & 0x1f, word[1] & 0x1f);
+    let (middle, last) = (word[word.len() / 2] & 0x1f, word[word.len() - 1] & 0x1f);
+    let sum = first as usize * 41 + second as usize * 7 + middle as usize * 3 + last as usize * 19;
+    (sum + word.len() * 5) % TABLE_SIZE
+}
+
+/// The keyword that a word without quotes is.
+#[inline]
+pub(super) fn of(word: &[u8]) -> Option<Keyword> {
+    if !(2..=LENGTH_MAX).contains(&word.len()) {
+        return None;
+    }
+    let mut at = place(word);
+    loop {
+        let index = TABLE[at];
+        if index == FREE {
+            return None;
+        }
+        let (name, keyword) = KEYWORDS[usize::from(index)];
+        if name.len() == word.len() && name.as_bytes().eq_ignore_ascii_case(word) {
+            return Some(keyword);
+        }
+        at = (at + 1) % TABLE_SIZE;
+    }
+}
+
+/// What a statement with this verb does by the verb alone.
+pub(super) fn flags_of_verb(verb: Keyword) -> Flags {
+    use Keyword as K;
+    let none = Flags::default();
+    match verb {
+        K::Select | K::Values | K::Table | K::With | K::Show | K::Explain | K::Copy => none,
+        K::Fetch | K::Move | K::Declare | K::Savepoint | K::Release => none,
+        K::Set | K::Reset => Flags::MAY_SET,
+        K::Discard => Flags::MAY_SET | Flags::SETS_UNNAMED | Flags::MAY_RELEASE,
+        K::Do | K::Call => Flags::MAY_SET | Flags::SETS_UNNAMED | Flags::MAY_HOLD | Flags::WRITES,
+        K::Listen | K::Load => Flags::MAY_HOLD,
+        // Of the statement in it the words tell; the name of a transaction does.
+        K::Prepare => Flags::MAY_HOLD,
+        K::Unlisten | K::Close | K::Deallocate => Flags::MAY_RELEASE,
+        K::Drop => Flags::MAY_RELEASE | Flags::WRITES,
+        K::Begin | K::Start => Flags::BEGIN,
+        K::Commit | K::End | K::Rollback | K::Abort => Flags::END,
+        K::Insert | K::Update | K::Delete | K::Merge | K::Create | K::Alter | K::Execute => {
+            Flags::WRITES
+        }
+        K::Analyze | K::And | K::Chain | K::Constraints | K::Database | K::For | K::From => {
+            Flags::WRITES
+        }
+        K::Global | K::Hold | K::Into | K::Key | K::Local | K::Prepared | K::Program => {
+            Flags::WRITES
+        }
+        K::Replace | K::Role | K::Share | K::System | K::Temporary | K::To => Flags::WRITES,
+        K::Transaction | K::True | K::User | K::Other => Flags::WRITES,
+    }
+}
+
+/// What a name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Function {
+    /// `set_config`.
+    Sets,
+    /// The view by which settings can be changed.
+    Settings,
+    /// Our class of settings.
+    Synapsedb,
+    /// A function, or something temporary.
+    Flags(Flags),
+}
+
+/// What a name tells. It begins at the front of `name` and goes on as far as it is one.
+#[inline]
+pub(super) fn function(name: &[u8]) -> Option<Function> {
+    let [first, second, ..] = name else { return None };
+    match (first | 0x20, second | 0x20) {
+        (b'p', b'g') | (b's', b'e' | b'y') | (b'l', b'o') => {}
+        (b'n', b'e') | (b't', b'x') | (b'd', b'b') => {}
+        _ => return None,
+    }
+    let name = name.strip_suffix(b"\"").unwrap_or(name);
+    NAMES.iter().find(|(known, _)| matches(name, known)).map(|(_, function)| *function)
+}
+
+/// Whether a name is this one, or begins so when it ends with a `*`.
+fn matches(name: &[u8], known: &str) -> bool {
+    match known.strip_suffix('*') {
+        Some(start) => {
+            name.get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start.as_bytes()))
+        }
+        None => name.eq_ignore_ascii_case(known.as_bytes()),
+    }
+}
+
+const HOLDS: Function = Function::Flags(Flags::MAY_HOLD);
+const RELEASES: Function = Function::Flags(Flags::MAY_RELEASE);
+const WRITES: Function = Function::Flags(Flags::WRITES);
+const HOLDS_AND_WRITES: Function = Function::Flags(Flags::MAY_HOLD.with(Flags::WRITES));
+const RELEASES_AND_WRITES: Function = Function::Flags(Flags::MAY_RELEASE.with(Flags::WRITES));
+
+/// Names that tell something, most of them PostgreSQL's functions.
+const NAMES: [(&str, Function); 42] = [
+    ("set_config", Function::Sets),
+    ("pg_settings", Function::Settings),
+    ("synapsedb", Function::Synapsedb),
+    ("pg_temp*", HOLDS),
+    ("pg_advisory_lock*", HOLDS),
+    ("pg_try_advisory_lock*", HOLDS),
+    ("setseed", HOLDS),
+    ("dblink_connect*", HOLDS),
+    ("pg_create_logical_replication_slot", HOLDS_AND_WRITES),
+    ("pg_create_physical_replication_slot", HOLDS_AND_WRITES),
+    ("pg_copy_logical_replication_slot", HOLDS_AND_WRITES),
+    ("pg_copy_physical_replication_slot", HOLDS_AND_WRITES),
+    ("pg_replication_origin_session_setup", HOLDS_AND_WRITES),
+    ("pg_advisory_unlock*", RELEASES),
+    ("dblink_disconnect", RELEASES),
+    ("pg_replication_origin_session_reset", RELEASES),
+    ("pg_drop_replication_slot", RELEASES_AND_WRITES),
+    ("nextval", WRITES),
+    ("setval", WRITES),
+    ("pg_notify", WRITES),
+    ("pg_logical_emit_message", WRITES),
+    ("pg_current_xact_id", WRITES),
+    ("txid_current", WRITES),
+    ("lo_creat*", WRITES),
+    ("lo_from_bytea", WRITES),
+    ("lo_import*", WRITES),
+    ("lo_open", WRITES),
+    ("lo_put", WRITES),
+    ("lo_truncate*", WRITES),
+    ("lo_unlink", WRITES),
+    ("lowrite", WRITES),
+    ("dblink*", WRITES),
+    ("pg_replication_origin_*", WRITES),
+    ("pg_replication_slot_advance", WRITES),
+    ("pg_create_restore_point", WRITES),
+    ("pg_switch_wal", WRITES),
+    ("pg_import_system_collations", WRITES),
+    ("pg_extension_config_dump", WRITES),
+    ("pg_restore_relation_stats", WRITES),
+    ("pg_restore_attribute_stats", WRITES),
+    ("pg_clear_relation_stats", WRITES),
+    ("pg_clear_attribute_stats", WRITES),
+];
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_keyword_is_found_and_nothing_else() {
+        for (name, keyword) in KEYWORDS {
+            assert!((2..=LENGTH_MAX).contains(&name.len()), "{name}");
+            assert_eq!(of(name.as_bytes()), Some(keyword));
+            assert_eq!(of(name.to_uppercase().as_bytes()), Some(keyword));
+            assert_eq!(of(format!("{name}s").as_bytes()), None, "{name}");
+        }
+        for word in
+            ["", "a", "at", "selecd", "sel", "\u{e4}b", "setting", "transactional", "t\u{fc}"]
+        {
+            assert_eq!(of(word.as_bytes()), None, "{word}");
+        }
+    }
+
+    #[test]
+    fn words_are_found_at_once() {
+        let probes = |name: &str| {
+            let mut at = place(name.as_bytes());
+            let mut count = 1;
+            while KEYWORDS[usize::from(TABLE[at])].0 != name {
+                (at, count) = ((at + 1) % TABLE_SIZE, count + 1);
+            }
+            count
+        };
+        assert!(KEYWORDS.iter().map(|(name, _)| probes(name)).max().unwrap() <= 4);
+    }
+
+    #[test]
+    fn every_name_is_found() {
+        for (name, function_of_it) in NAMES {
+            let found = function(name.trim_end_matches('*').as_bytes());
+            assert_eq!(found, Some(function_of_it), "{name}");
+            let quoted = format!("{}\"", name.trim_end_matches('*'));
+            assert_eq!(function(quoted.as_bytes()), Some(function_of_it), "{name}");
+        }
+        for name in
+            ["", "p", "pg", "pg_class", "sum", "lower", "set_configs", "pg_advisory_xact_lock"]
+        {
+            assert_eq!(function(name.as_bytes()), None, "{name}");
+        }
+    }
+}
