@@ -100,6 +100,7 @@ fn start_services(
 ) -> Result<()> {
     let own = config.own_member().cloned().context("node.id has no [[member]] table")?;
     let Ground { identity, postgres, tls, peers, gossip, raft } = ground;
+    let ways = (peers.clone(), router_local(&config.postgres, &postgres));
 
     // The rows.
     let (replication, task) = replication::new(
@@ -129,9 +130,10 @@ fn start_services(
     tasks.spawn("failover", |stop| task.run(stop));
 
     // Where applications connect.
-    let acceptor = Some(tls.client_acceptor());
-    let (router, task) =
-        router::new(config.router, &identity, &raft, &gossip, acceptor, &mut registry)?;
+    let (peers, local) = ways;
+    let tls = (tls.client_acceptor(), tls.end_point());
+    let world = router::World::new(&identity, &raft, &gossip, &peers, local, tls);
+    let (router, task) = router::new(config.router, world, &mut registry)?;
     tasks.spawn("router", |stop| task.run(stop));
 
     // Where people and programs look.
@@ -139,6 +141,20 @@ fn start_services(
     let (_http, task) = http::new(config.http, shown.parts(registry))?;
     tasks.spawn("http", |stop| task.run(stop));
     Ok(())
+}
+
+/// How the router reaches the server beside it. A managed one by its unix socket, and then the agent's superuser, who
+/// is kept out by pg_hba.conf on every other way, must not come in.
+fn router_local(config: &postgres::Config, handle: &postgres::Handle) -> router::Local {
+    let control = handle.local();
+    match config.mode {
+        postgres::Mode::Managed => router::Local {
+            socket: control.unix_socket(),
+            reserved: Some(control.user.clone()),
+            control,
+        },
+        postgres::Mode::Attached => router::Local { socket: None, reserved: None, control },
+    }
 }
 
 /// The components that `/status` and the other routes show.

@@ -111,6 +111,14 @@ impl Config {
         }
     }
 
+    /// The unix socket's file, when the host is one.
+    pub fn unix_socket(&self) -> Option<PathBuf> {
+        match &self.host {
+            Host::Tcp(_) => None,
+            Host::Unix(_) => Some(self.socket_path()),
+        }
+    }
+
     /// The unix socket's file: `DIR/.s.PGSQL.PORT`.
     pub(crate) fn socket_path(&self) -> PathBuf {
         let dir = match &self.host {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Endpoint;
+use super::{Endpoint, PoolMode};
 
 /// What the router of this agent does now, and what it did since it started.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -14,37 +14,62 @@ pub struct Status {
     pub write_listen: String,
     /// Whether clients may use TLS.
     pub tls: bool,
-    /// The node that write sessions go to; null while there is none.
+    /// The node that writes go to; null while there is none.
     pub primary: Option<u16>,
-    /// Open sessions by endpoint and node; pairs without a session are left out.
-    pub sessions: Vec<Sessions>,
+    /// When a client gets a server connection, and for how long.
+    pub pool_mode: PoolMode,
     /// Clients that hold one of the `clients_max` places.
     pub clients: usize,
     /// The places there are.
     pub clients_max: usize,
+    /// The clients by endpoint.
+    pub endpoints: Vec<EndpointClients>,
+    /// The server connections by role, database and node.
+    pub pools: Vec<Pool>,
     /// Whether the agent is stopping and takes no new session.
     pub draining: bool,
     /// Counters since the agent started.
     pub totals: Totals,
 }
 
-/// The open sessions of one endpoint on one node.
+/// The clients of one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Sessions {
-    /// Where the clients came in.
+pub struct EndpointClients {
+    /// Where they came in.
     pub endpoint: Endpoint,
-    /// The node that serves them.
-    pub node: u16,
     /// How many.
-    pub sessions: u64,
+    pub clients: usize,
+    /// Those of them that have a server connection now.
+    pub active: usize,
+    /// Those of them that wait for one.
+    pub waiting: usize,
+}
+
+/// The server connections of one role in one database on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Pool {
+    /// The database.
+    pub database: String,
+    /// The role.
+    pub user: String,
+    /// The node.
+    pub node: u16,
+    /// Connections that clients have now.
+    pub active: usize,
+    /// Connections that nobody has now.
+    pub idle: usize,
+    /// Connections that are being opened.
+    pub connecting: usize,
+    /// Clients that wait for one.
+    pub waiting: usize,
 }
 
 /// Counters since the agent started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Totals {
-    /// Sessions that reached a server, read endpoint.
+    /// Sessions that began, read endpoint.
     pub read_sessions: u64,
-    /// Sessions that reached a server, write endpoint.
+    /// Sessions that began, write endpoint.
     pub write_sessions: u64,
     /// Connections that were refused, for whatever reason.
     pub refused: u64,
@@ -52,7 +77,7 @@ pub struct Totals {
     pub connect_failures: u64,
     /// Sessions that were ended because the primary changed.
     pub ended_primary_changed: u64,
-    /// Sessions whose server connection broke.
+    /// Server connections that broke while a client had them.
     pub ended_server_lost: u64,
     /// Cancel requests passed on.
     pub cancels: u64,

@@ -1,6 +1,5 @@
 //! Decides which node a new session goes to: a pure function of what the cluster has agreed on and what gossip sees.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use synapsedb_core::ids::NodeId;
@@ -36,6 +35,8 @@ pub enum Why {
     PrimaryUnusable(NodeId),
     /// No member is fit to read from; each with the reason.
     NobodyReady(Vec<(NodeId, Unfit)>),
+    /// The agent is stopping.
+    Draining,
 }
 
 /// Why a member is not read from.
@@ -75,6 +76,7 @@ impl fmt::Display for Why {
             Self::PrimaryUnusable(node) => {
                 write!(f, "the primary, node {node}, has left or its address is unknown")
             }
+            Self::Draining => f.write_str("this agent is stopping"),
             Self::NobodyReady(members) if members.is_empty() => {
                 f.write_str("the cluster has no members yet")
             }
@@ -90,20 +92,14 @@ impl fmt::Display for Why {
     }
 }
 
-/// The nodes that may serve a new session on `endpoint`, best first.
+/// The nodes that may serve a transaction on `endpoint`, the nearest first.
 ///
-/// Write sessions go to the primary that the cluster has agreed on and to nobody else, whatever gossip believes of
-/// it. Read sessions go to a ready node with the fewest `sessions`; on a tie to `own`, then to the lowest number.
-pub fn choose(
-    endpoint: Endpoint,
-    state: &ClusterState,
-    view: &View,
-    sessions: &BTreeMap<NodeId, u64>,
-    own: NodeId,
-) -> Choice {
+/// Writes go to the primary that the cluster has agreed on and to nobody else, whatever gossip believes of it. Reads
+/// go to any ready node: `own` comes first, then the lowest number.
+pub fn choose(endpoint: Endpoint, state: &ClusterState, view: &View, own: NodeId) -> Choice {
     match endpoint {
         Endpoint::Write => choose_primary(state),
-        Endpoint::Read => choose_ready(state, view, sessions, own),
+        Endpoint::Read => choose_ready(state, view, own),
     }
 }
 
@@ -117,12 +113,7 @@ fn choose_primary(state: &ClusterState) -> Choice {
     }
 }
 
-fn choose_ready(
-    state: &ClusterState,
-    view: &View,
-    sessions: &BTreeMap<NodeId, u64>,
-    own: NodeId,
-) -> Choice {
+fn choose_ready(state: &ClusterState, view: &View, own: NodeId) -> Choice {
     let mut fit = Vec::new();
     let mut unfit = Vec::new();
     for (&node, member) in state.members.iter().filter(|(_, member)| is_active(member)) {
@@ -134,9 +125,7 @@ fn choose_ready(
     if fit.is_empty() {
         return Choice::Nobody(Why::NobodyReady(unfit));
     }
-    fit.sort_by_key(|target| {
-        (sessions.get(&target.node).copied().unwrap_or(0), target.node != own, target.node)
-    });
+    fit.sort_by_key(|target| (target.node != own, target.node));
     Choice::Try(fit)
 }
 
@@ -178,46 +167,41 @@ mod tests {
         }
     }
 
-    /// Nodes 1 to 3 as gossip sees them, sessions of each, own node → the order in which they are tried.
-    type Case = ([Seen; 3], [u64; 3], u16, &'static [u16]);
+    /// Nodes 1 to 3 as gossip sees them, own node → the order in which they are tried.
+    type Case = ([Seen; 3], u16, &'static [u16]);
 
     #[test]
-    fn reads_go_to_ready_nodes_least_sessions_first_own_on_ties() {
+    fn reads_go_to_ready_nodes_own_first() {
         use Seen::{Down, Missing, NotReady, Ready, Suspect};
         let table: &[Case] = &[
-            ([Ready, Ready, Ready], [0, 0, 0], 1, &[1, 2, 3]),
-            ([Ready, Ready, Ready], [0, 0, 0], 3, &[3, 1, 2]),
-            ([Ready, Ready, Ready], [1, 0, 0], 1, &[2, 3, 1]),
-            ([Ready, Ready, Ready], [5, 9, 5], 3, &[3, 1, 2]),
-            ([Ready, Suspect, Ready], [7, 0, 8], 3, &[1, 3]),
-            ([Ready, Down, NotReady], [0, 0, 0], 3, &[1]),
-            ([Missing, Ready, Missing], [0, 3, 0], 1, &[2]),
+            ([Ready, Ready, Ready], 1, &[1, 2, 3]),
+            ([Ready, Ready, Ready], 3, &[3, 1, 2]),
+            ([Ready, Suspect, Ready], 3, &[3, 1]),
+            ([Ready, Down, NotReady], 3, &[1]),
+            ([Missing, Ready, Missing], 1, &[2]),
             // Gossip may believe this agent suspect: it runs nevertheless.
-            ([Suspect, Ready, Ready], [0, 0, 0], 1, &[1, 2, 3]),
-            ([NotReady, NotReady, Down], [0, 0, 0], 1, &[]),
-            ([Missing, Missing, Missing], [0, 0, 0], 1, &[]),
+            ([Suspect, Ready, Ready], 1, &[1, 2, 3]),
+            ([NotReady, NotReady, Down], 1, &[]),
+            ([Missing, Missing, Missing], 1, &[]),
         ];
-        for (seen, sessions, own, expected) in table {
-            let sessions: BTreeMap<_, _> = (1..).map(node).zip(sessions.iter().copied()).collect();
-            let choice =
-                choose(Endpoint::Read, &state(3, Some(2)), &view(seen), &sessions, node(*own));
-            assert_eq!(order(choice), *expected, "{seen:?} {sessions:?} own {own}");
+        for (seen, own, expected) in table {
+            let choice = choose(Endpoint::Read, &state(3, Some(2)), &view(seen), node(*own));
+            assert_eq!(order(choice), *expected, "{seen:?} own {own}");
         }
     }
 
     #[test]
     fn writes_go_to_the_primary_and_nowhere_else() {
         let unseen = view(&[Seen::Down, Seen::Down, Seen::Down]);
-        let none = BTreeMap::new();
-        let primary = choose(Endpoint::Write, &state(3, Some(2)), &unseen, &none, node(1));
+        let primary = choose(Endpoint::Write, &state(3, Some(2)), &unseen, node(1));
         assert_eq!(order(primary), [2], "gossip does not decide who the primary is");
-        let nobody = choose(Endpoint::Write, &state(3, None), &unseen, &none, node(1));
+        let nobody = choose(Endpoint::Write, &state(3, None), &unseen, node(1));
         assert_eq!(nobody, Choice::Nobody(Why::NoPrimary));
         let mut removed = state(3, Some(2));
         removed.members.get_mut(&node(2)).unwrap().status = MemberStatus::Removed;
-        let nobody = choose(Endpoint::Write, &removed, &unseen, &none, node(1));
+        let nobody = choose(Endpoint::Write, &removed, &unseen, node(1));
         assert_eq!(nobody, Choice::Nobody(Why::PrimaryUnusable(node(2))));
-        let stranger = choose(Endpoint::Write, &state(3, Some(9)), &unseen, &none, node(1));
+        let stranger = choose(Endpoint::Write, &state(3, Some(9)), &unseen, node(1));
         assert_eq!(stranger, Choice::Nobody(Why::PrimaryUnusable(node(9))));
     }
 
@@ -227,14 +211,14 @@ mod tests {
         state.members.get_mut(&node(1)).unwrap().status = MemberStatus::Removed;
         state.members.get_mut(&node(2)).unwrap().addresses.postgres.clear();
         let all = view(&[Seen::Ready, Seen::Ready, Seen::Ready]);
-        let choice = choose(Endpoint::Read, &state, &all, &BTreeMap::new(), node(1));
+        let choice = choose(Endpoint::Read, &state, &all, node(1));
         assert_eq!(order(choice), [3]);
     }
 
     #[test]
     fn the_reason_names_every_node() {
         let seen = view(&[Seen::NotReady, Seen::Suspect]);
-        let choice = choose(Endpoint::Read, &state(2, None), &seen, &BTreeMap::new(), node(1));
+        let choice = choose(Endpoint::Read, &state(2, None), &seen, node(1));
         let Choice::Nobody(why) = choice else { panic!("{choice:?}") };
         assert_eq!(
             why.to_string(),

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
+use tokio::net::TcpStream;
 
 use super::Endpoint;
+use super::worker::Listeners;
 
 /// Connections that the kernel holds for us until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -36,7 +38,15 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
+}
+
+/// Binds both endpoints.
+///
+/// # Errors
+/// As [`bind`].
+pub(super) fn pair(read: SocketAddr, write: SocketAddr) -> Result<Listeners> {
+    Ok(Listeners { read: bind(read, Endpoint::Read)?, write: bind(write, Endpoint::Write)? })
 }
 
 /// Small messages go out at once, and a peer that vanished is noticed.

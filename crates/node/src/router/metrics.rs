@@ -3,18 +3,10 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::Endpoint;
 use super::api::Totals;
-
-/// A session's two coordinates.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct Place {
-    pub(super) endpoint: &'static str,
-    pub(super) node: u16,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ByEndpoint {
@@ -31,11 +23,6 @@ pub(super) struct ByNode {
     node: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ByDirection {
-    direction: &'static str,
-}
-
 /// Why a connection never became a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -46,11 +33,16 @@ pub(super) enum Refused {
     Tls,
     NoNode,
     ServerNotNow,
+    /// The server refused the login: no such database, for instance.
+    Server,
+    Password,
+    /// The client left before it was in.
+    Gone,
     Draining,
 }
 
 impl Refused {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::TooManyStartups,
         Self::TooManyClients,
         Self::Slow,
@@ -58,6 +50,9 @@ impl Refused {
         Self::Tls,
         Self::NoNode,
         Self::ServerNotNow,
+        Self::Server,
+        Self::Password,
+        Self::Gone,
         Self::Draining,
     ];
 
@@ -70,6 +65,9 @@ impl Refused {
             Self::Tls => "tls",
             Self::NoNode => "no_node",
             Self::ServerNotNow => "server_not_now",
+            Self::Server => "server",
+            Self::Password => "password",
+            Self::Gone => "gone",
             Self::Draining => "draining",
         }
     }
@@ -84,6 +82,8 @@ pub(super) enum EndedBy {
     ServerLost,
     PrimaryChanged,
     Draining,
+    /// By an operator.
+    Killed,
 }
 
 impl EndedBy {
@@ -95,47 +95,33 @@ impl EndedBy {
             Self::ServerLost => "server_lost",
             Self::PrimaryChanged => "primary_changed",
             Self::Draining => "draining",
+            Self::Killed => "killed",
         }
     }
 }
 
-pub(super) type SessionsGauge = Family<Place, Gauge>;
-
 pub(super) struct Metrics {
-    pub(super) sessions: SessionsGauge,
     opened: Family<ByEndpoint, Counter>,
     ended: Family<ByReason, Counter>,
     refused: Family<ByReason, Counter>,
     connect_failures: Family<ByNode, Counter>,
     connect_failures_all: Counter,
     pub(super) cancels: Counter,
-    pub(super) bytes_to_servers: Counter,
-    pub(super) bytes_to_clients: Counter,
 }
 
 impl Metrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let bytes = Family::<ByDirection, Counter>::default();
-        let counter = |direction| bytes.get_or_create_owned(&ByDirection { direction });
         let metrics = Self {
-            sessions: Family::default(),
             opened: Family::default(),
             ended: Family::default(),
             refused: Family::default(),
             connect_failures: Family::default(),
             connect_failures_all: Counter::default(),
             cancels: Counter::default(),
-            bytes_to_servers: counter("to_servers"),
-            bytes_to_clients: counter("to_clients"),
         };
         registry.register(
-            "synapsedb_router_sessions",
-            "Open sessions by endpoint and node",
-            metrics.sessions.clone(),
-        );
-        registry.register(
             "synapsedb_router_sessions_opened",
-            "Sessions that reached a server",
+            "Sessions that began",
             metrics.opened.clone(),
         );
         registry.register(
@@ -158,7 +144,6 @@ impl Metrics {
             "Cancel requests passed on",
             metrics.cancels.clone(),
         );
-        registry.register("synapsedb_router_relayed_bytes", "Bytes passed on", bytes);
         metrics
     }
 

@@ -1,45 +1,66 @@
-//! The two doors of the cluster: clients connect here, and each session goes to a node that can serve it.
+//! The two doors of the cluster: clients connect here, and each transaction goes to a node that can serve it.
 //!
 //! **Runs on:** every node; on one machine all agents share the two addresses, and a dead agent simply vanishes.
-//! **Invariant:** a session on the write endpoint talks to the primary that the cluster has agreed on, and is ended
-//! when that changes; no password is ever seen here, for client and server authenticate each other end to end.
+//! **Invariant:** a write transaction goes to the primary that the cluster has agreed on and to no other node; a
+//! client sees what it would see on a connection of its own; no password is kept.
 //!
-//! This is session routing: one client, one server connection, bytes passed on as they are. What is understood on the
-//! way is only where messages end ([`framing`]), so that a session can be ended with a proper error.
+//! Each worker ([`worker`]) is a thread of its own with its clients and its server connections. A client's session
+//! ([`session`]) is lent a connection from a pool ([`pool`]) for a transaction; its bytes are passed on by their
+//! headers ([`upstream`], [`downstream`]), and what it may have left behind is asked of the server ([`state`]).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::state::ClusterState;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::Identity;
-use crate::{gossip, raft};
+use crate::{gossip, peers, raft};
 
 pub mod api;
 pub mod choose;
-pub mod framing;
-pub mod startup;
 
-mod backend;
-mod client;
+mod account;
+mod breaker;
+mod cancel;
+mod downstream;
+mod entry;
+mod expected;
 mod listen;
+mod login;
+mod loss;
 mod metrics;
-mod relay;
+mod origin;
+mod pid;
+mod pool;
+mod reach;
+mod roles;
+mod server;
 mod session;
-mod sessions;
+mod settings;
+mod snapshot;
+mod socket;
+mod splice;
+mod startup;
+mod state;
+mod statements;
 mod task;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod upstream;
+mod worker;
 
+use snapshot::{AccountTotals, PoolSnapshot, SessionSnapshot, Snapshot};
 pub use task::Task;
 
 /// The limits and addresses of the router.
@@ -73,8 +94,24 @@ pub struct Config {
     /// After the grace: how long to wait for the end of a message that is being sent, and then for the client to
     /// take the last error.
     pub farewell_ms: u64,
-    /// How long a server may go on answering a client that has closed its side.
-    pub half_close_ms: u64,
+    /// When a client gets a server connection, and for how long.
+    pub pool_mode: PoolMode,
+    /// Threads that serve clients, at most 8; 0 for one for every two cores.
+    pub workers: usize,
+    /// Server connections of one role in one database on one node.
+    pub pool_size: usize,
+    /// How long a client waits for a server connection when all are in use.
+    pub query_wait_timeout_ms: u64,
+    /// A server connection that nobody has used for so long is closed; 0 for never.
+    pub server_idle_timeout_ms: u64,
+    /// A server connection is not lent again when it is so old; 0 for no limit.
+    pub server_lifetime_ms: u64,
+    /// Prepared statements that a server connection keeps.
+    pub prepared_statements_max: usize,
+    /// The longest statement that is looked at as a whole and can be prepared by name, in bytes.
+    pub query_bytes_max: usize,
+    /// How late a login with a wrong password is answered.
+    pub failed_login_delay_ms: u64,
     /// Idle time before TCP keepalive probes; a dead peer is noticed about twice as long after it was last heard.
     pub keepalive_ms: u64,
 }
@@ -95,10 +132,31 @@ impl Default for Config {
             primary_change_grace_ms: 200,
             drain_ms: 1_000,
             farewell_ms: 500,
-            half_close_ms: 5_000,
+            pool_mode: PoolMode::Transaction,
+            workers: 0,
+            pool_size: 20,
+            query_wait_timeout_ms: 120_000,
+            server_idle_timeout_ms: 600_000,
+            server_lifetime_ms: 3_600_000,
+            prepared_statements_max: 200,
+            query_bytes_max: 1024 * 1024,
+            failed_login_delay_ms: 500,
             keepalive_ms: 10_000,
         }
     }
+}
+
+/// When a client gets a server connection, and for how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolMode {
+    /// For each transaction. What a session must keep longer, keeps the connection with it.
+    #[default]
+    Transaction,
+    /// For each statement; transactions of several statements are refused.
+    Statement,
+    /// A connection of its own, for all its life.
+    Session,
 }
 
 /// One of the two doors.
@@ -133,6 +191,17 @@ impl Endpoint {
     }
 }
 
+/// The server beside this agent.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// How the agent's superuser reaches it.
+    pub control: synapsedb_pg::Config,
+    /// The file of its unix socket, by which clients' sessions reach it.
+    pub socket: Option<PathBuf>,
+    /// The role that may not come through the router.
+    pub reserved: Option<String>,
+}
+
 /// What all parts of the router share.
 struct Shared {
     config: Config,
@@ -140,12 +209,32 @@ struct Shared {
     state: watch::Receiver<Arc<ClusterState>>,
     view: watch::Receiver<Arc<gossip::View>>,
     tls: Option<TlsAcceptor>,
-    sessions: sessions::Sessions,
+    /// The hash of the certificate that clients are shown, for SCRAM with channel binding.
+    end_point: Option<Vec<u8>>,
+    local: Option<Local>,
+    peers: Option<peers::Handle>,
     metrics: metrics::Metrics,
     clients: Arc<Semaphore>,
     startups: Arc<Semaphore>,
+    /// Makes up the salt of a role that does not exist, so that it looks like one that does.
+    mock_secret: [u8; 32],
+    workers: usize,
+    commands: Vec<mpsc::UnboundedSender<worker::Command>>,
+    /// What each worker has said last of what goes on.
+    snapshots: Vec<Mutex<Snapshot>>,
+    /// Connections of clients, those included that have not said who they are.
+    running: AtomicUsize,
     /// The agent is stopping: no new session.
     draining: CancellationToken,
+}
+
+impl Shared {
+    /// What the workers have said last.
+    fn snapshots(&self) -> Vec<Snapshot> {
+        let read =
+            |slot: &Mutex<Snapshot>| slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.snapshots.iter().map(read).collect()
+    }
 }
 
 /// Reads the router's status.
@@ -167,67 +256,116 @@ impl Handle {
         self.write_listen
     }
 
-    /// What goes on at this moment.
+    /// What goes on, as of at most a second ago.
     pub fn status(&self) -> api::Status {
         let shared = &self.shared;
+        let snapshots = shared.snapshots();
         api::Status {
             read_listen: self.read_listen.to_string(),
             write_listen: self.write_listen.to_string(),
             tls: shared.tls.is_some(),
             primary: shared.state.borrow().primary.map(NodeId::get),
-            sessions: shared.sessions.per_endpoint_and_node(),
+            pool_mode: shared.config.pool_mode,
             clients: shared.config.clients_max - shared.clients.available_permits(),
             clients_max: shared.config.clients_max,
+            endpoints: snapshot::endpoints(&snapshots),
+            pools: snapshot::pools(&snapshots),
             draining: shared.draining.is_cancelled(),
             totals: shared.metrics.totals(),
         }
     }
 }
 
-/// Binds both endpoints. `tls` answers clients that ask for TLS; without it they are told that there is none.
+/// What the router stands on.
+pub struct World {
+    /// This agent's node.
+    pub own: NodeId,
+    /// What the cluster has agreed on.
+    pub state: watch::Receiver<Arc<ClusterState>>,
+    /// What gossip sees.
+    pub view: watch::Receiver<Arc<gossip::View>>,
+    /// The server beside this agent, if its clients may be let in by it.
+    pub local: Option<Local>,
+    /// The way to the other agents.
+    pub peers: Option<peers::Handle>,
+    /// Answers clients that ask for TLS; without it they are told that there is none.
+    pub tls: Option<TlsAcceptor>,
+    /// The hash of the certificate that clients are shown (RFC 5929, tls-server-end-point).
+    pub end_point: Option<Vec<u8>>,
+}
+
+impl World {
+    /// Of the components that the router stands on.
+    pub fn new(
+        identity: &Identity,
+        raft: &raft::Handle,
+        gossip: &gossip::Handle,
+        peers: &peers::Handle,
+        local: Local,
+        tls: (TlsAcceptor, Option<Vec<u8>>),
+    ) -> Self {
+        Self {
+            own: identity.node,
+            state: raft.watch(),
+            view: gossip.watch(),
+            local: Some(local),
+            peers: Some(peers.clone()),
+            tls: Some(tls.0),
+            end_point: tls.1,
+        }
+    }
+}
+
+/// Binds both endpoints.
 ///
 /// # Errors
 /// An address cannot be bound, for instance because another program has taken the port; names the endpoint, the
-/// address and what to do. Must be called within a tokio runtime.
-pub fn new(
-    config: Config,
-    identity: &Identity,
-    raft: &raft::Handle,
-    gossip: &gossip::Handle,
-    tls: Option<TlsAcceptor>,
-    registry: &mut Registry,
-) -> Result<(Handle, Task)> {
-    from_watches(config, identity.node, raft.watch(), gossip.watch(), tls, registry)
-}
-
-/// [`new`], from the two things it reads of its handles.
-fn from_watches(
-    config: Config,
-    own: NodeId,
-    state: watch::Receiver<Arc<ClusterState>>,
-    view: watch::Receiver<Arc<gossip::View>>,
-    tls: Option<TlsAcceptor>,
-    registry: &mut Registry,
-) -> Result<(Handle, Task)> {
-    let read = listen::bind(config.read_listen, Endpoint::Read)?;
-    let write = listen::bind(config.write_listen, Endpoint::Write)?;
-    let read_listen = read.local_addr().context("router: the read endpoint has no address")?;
-    let write_listen = write.local_addr().context("router: the write endpoint has no address")?;
-    let clients = Arc::new(Semaphore::new(config.clients_max.min(Semaphore::MAX_PERMITS)));
-    let startups = Arc::new(Semaphore::new(config.startups_max.min(Semaphore::MAX_PERMITS)));
-    let metrics = metrics::Metrics::register(registry);
+/// address and what to do.
+pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Handle, Task)> {
+    let workers = workers(&config);
+    let mut listeners = Vec::with_capacity(workers);
+    let first = listen::pair(config.read_listen, config.write_listen)?;
+    let read_listen =
+        first.read.local_addr().context("router: the read endpoint has no address")?;
+    let write_listen =
+        first.write.local_addr().context("router: the write endpoint has no address")?;
+    listeners.push(first);
+    for _ in 1..workers {
+        listeners.push(listen::pair(read_listen, write_listen)?);
+    }
+    let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+    let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+    let World { own, state, view, local, peers, tls, end_point } = world;
     let shared = Arc::new(Shared {
-        sessions: sessions::Sessions::new(metrics.sessions.clone()),
+        clients: places(config.clients_max),
+        startups: places(config.startups_max),
         config,
         own,
         state,
         view,
         tls,
-        metrics,
-        clients,
-        startups,
+        end_point,
+        local,
+        peers,
+        metrics: metrics::Metrics::register(registry),
+        mock_secret: rand::random(),
+        workers,
+        commands,
+        snapshots: (0..workers).map(|_| Mutex::default()).collect(),
+        running: AtomicUsize::new(0),
         draining: CancellationToken::new(),
     });
+    registry.register_collector(Box::new(snapshot::Collector::new(&shared)));
+    if let Some(peers) = &shared.peers {
+        cancel::serve(&shared, peers);
+    }
     let handle = Handle { shared: Arc::clone(&shared), read_listen, write_listen };
-    Ok((handle, Task::new(shared, read, write)))
+    Ok((handle, Task::new(shared, listeners, orders)))
+}
+
+/// How many threads serve clients: PostgreSQL wants the other cores.
+fn workers(config: &Config) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let wanted = if config.workers == 0 { cores / 2 } else { config.workers };
+    wanted.clamp(1, usize::from(pid::WORKERS_MAX))
 }

@@ -1,424 +1,745 @@
-//! One client from its first byte to its last: greeting, choice of a node, passing on, and a proper end.
+//! One client's session: it waits for a request, is lent a server connection, passes both sides' bytes on, and gives
+//! the connection back when the transaction has ended.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use synapsedb_core::ids::NodeId;
-use synapsedb_core::state::MemberStatus;
+use synapsedb_pg::sql::statement;
+use synapsedb_pg::sql::traits::Flags;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::backend::{self, Backend, ConnectError};
-use super::choose::{Choice, Why, choose};
-use super::client::Client;
-use super::metrics::{EndedBy, Refused};
-use super::relay::{Ended, Relay, Until};
-use super::sessions::{End, Entry};
-use super::startup::{self, Fatal, FirstPacket, Startup, StartupError};
-use super::{Endpoint, Shared, listen};
+use super::account::{Account, add};
+use super::entry::{Activity, End, Entry};
+use super::loss::Aborted;
+use super::metrics::EndedBy;
+use super::origin::{self, Greeting, Origin};
+use super::pool::{NoServer, Pool};
+use super::reach::{Unreached, reach};
+use super::server::{self, Server};
+use super::settings::Settings;
+use super::socket::Socket;
+use super::startup::Failure;
+use super::statements::Statement;
+use super::worker::Worker;
+use super::{downstream, upstream};
 
-/// A client may ask for GSSAPI, then for TLS, and must then begin.
-const FIRST_PACKETS_MAX: usize = 3;
+/// A request's buffer up to this size is kept for the next one, in bytes.
+const INBOX_KEPT_BYTES: usize = 1024;
+/// Settings of two-part names that are followed for one client.
+const CUSTOM_MAX: usize = 1_000;
 
-/// Serves a connection to its end. `starting` is its place among those that have not said who they are.
-pub(super) async fn serve(
-    shared: Arc<Shared>,
-    endpoint: Endpoint,
-    stream: TcpStream,
-    starting: OwnedSemaphorePermit,
-) {
-    if let Err(error) = listen::tune(&stream, shared.config.keepalive_ms) {
-        tracing::debug!(endpoint = endpoint.name(), "a client vanished at once: {error}");
-        return;
-    }
-    let patience = Duration::from_millis(shared.config.startup_timeout_ms);
-    let Ok(greeted) = timeout(patience, greet(&shared, stream)).await else {
-        // As PostgreSQL does: a client that takes so long to say who it is is told nothing.
-        shared.metrics.refused(Refused::Slow);
-        return;
-    };
-    drop(starting);
-    match greeted {
-        Some((client, First::Session(startup))) => {
-            session(&shared, endpoint, client, &startup).await;
-        }
-        Some((client, First::Cancel(request))) => {
-            cancel_everywhere(&shared, &request).await;
-            client.part(b"", farewell(&shared)).await;
-        }
-        None => {}
-    }
+/// A client's session.
+pub(super) struct Session {
+    pub(super) worker: Rc<Worker>,
+    pub(super) io: Socket,
+    pub(super) account: Rc<Account>,
+    pub(super) origin: Rc<Origin>,
+    pub(super) entry: Rc<Entry>,
+    greeting: Option<Greeting>,
+    _place: OwnedSemaphorePermit,
+    /// The settings that its server connections must have.
+    pub(super) wanted: Rc<Settings>,
+    /// What its servers have reported to it.
+    pub(super) reported: Rc<Settings>,
+    /// Its prepared statements, by its names.
+    pub(super) prepared: HashMap<Box<[u8]>, Rc<Statement>>,
+    /// Its unnamed statement, as the Parse message has it behind the name; empty if there is none.
+    pub(super) unnamed: Vec<u8>,
+    pub(super) unnamed_count: u64,
+    /// The prepared statements it has used since the last ReadyForQuery.
+    used: Vec<Rc<Statement>>,
+    /// Names of two-part settings that it may have set.
+    custom: BTreeSet<String>,
+    /// Read and not passed on: the beginning of a message, or a request that waits for a connection.
+    pub(super) inbox: Vec<u8>,
+    /// Whether what is in the inbox has not been looked at.
+    pub(super) fresh: bool,
+    /// For the client, and not taken by it yet.
+    pub(super) unsent: Vec<u8>,
+    /// So much of a message's body is still to be passed on to the server.
+    pub(super) passing: usize,
+    /// So much of a message's body is still to be thrown away.
+    pub(super) discarding: usize,
+    /// It has sent messages that no Sync has followed yet.
+    pub(super) batch_open: bool,
+    /// It was told of an error, and its messages up to the next Sync are skipped.
+    pub(super) skipping: bool,
+    /// Something was said on the lent connection since the last look at what it has left there.
+    active: bool,
+    /// What the statements since then may have done.
+    pub(super) traits: Flags,
+    /// CommandCompletes of statements that were put in for it, which it must not see.
+    pub(super) swallow_tags: usize,
+    /// What it is told at its next request: its transaction was lost while it said nothing.
+    pub(super) doomed: Option<Failure>,
+    /// Whether it is in a transaction that was lost.
+    pub(super) aborted: Aborted,
+    /// The session ends as soon as nothing is under way.
+    ending: bool,
 }
 
-/// What a client wants once encryption is settled.
-enum First {
-    Cancel(bytes::Bytes),
-    Session(Startup),
+/// A connection that a session has, and where it came from.
+pub(super) struct Lent {
+    pub(super) server: Box<Server>,
+    /// `None` for one that was opened for this session alone.
+    pool: Option<Rc<Pool>>,
+    since: Instant,
 }
 
-/// Settles encryption and reads what the client wants; `None` if it was refused (and told so) or has gone.
-async fn greet(shared: &Shared, stream: TcpStream) -> Option<(Client, First)> {
-    let mut client = Client::Plain(stream);
-    for _ in 0..FIRST_PACKETS_MAX {
-        let packet = startup::read(&mut client, shared.config.startup_bytes_max).await;
-        match (packet, client) {
-            (Ok(FirstPacket::Startup(startup)), client) => {
-                return Some((client, First::Session(startup)));
-            }
-            (Ok(FirstPacket::Cancel(request)), client) => {
-                return Some((client, First::Cancel(request)));
-            }
-            (Ok(FirstPacket::Ssl), Client::Plain(stream)) => {
-                client = encrypt(shared, stream).await?;
-            }
-            (Ok(FirstPacket::Gss), Client::Plain(mut stream)) => {
-                stream.write_all(b"N").await.ok()?;
-                client = Client::Plain(stream);
-            }
-            (Ok(FirstPacket::Ssl | FirstPacket::Gss), client @ Client::Tls(_)) => {
-                let error = StartupError::Layout("the connection is encrypted already");
-                refuse_startup(shared, client, &error).await;
-                return None;
-            }
-            (Err(error), client) => {
-                refuse_startup(shared, client, &error).await;
-                return None;
-            }
-        }
+/// How a session ended.
+pub(super) struct Ended {
+    pub(super) by: EndedBy,
+    /// The client is told this last.
+    pub(super) last: bytes::Bytes,
+}
+
+impl Ended {
+    pub(super) fn quietly(by: EndedBy) -> Self {
+        Self { by, last: bytes::Bytes::new() }
     }
-    let error = StartupError::Layout("encryption was asked for again and again");
-    refuse_startup(shared, client, &error).await;
-    None
-}
 
-async fn encrypt(shared: &Shared, mut stream: TcpStream) -> Option<Client> {
-    let Some(tls) = &shared.tls else {
-        stream.write_all(b"N").await.ok()?;
-        return Some(Client::Plain(stream));
-    };
-    stream.write_all(b"S").await.ok()?;
-    match tls.accept(stream).await {
-        Ok(stream) => Some(Client::Tls(Box::new(stream))),
-        Err(error) => {
-            shared.metrics.refused(Refused::Tls);
-            tracing::debug!("a client's TLS handshake failed: {error}");
-            None
-        }
+    pub(super) fn telling(by: EndedBy, failure: &Failure) -> Self {
+        Self { by, last: failure.fatal() }
     }
 }
 
-async fn refuse_startup(shared: &Shared, client: Client, error: &StartupError) {
-    // Whoever connects and goes without a word is a port probe, not worth a count.
-    let Some(sqlstate) = error.sqlstate() else { return };
-    let fatal = Fatal {
-        sqlstate,
-        message: error.to_string(),
-        hint: "This port speaks PostgreSQL's protocol, version 3.".to_owned(),
-    };
-    refuse(shared, client, Refused::Malformed, &fatal.encode()).await;
+/// What ends an exchange between client and server.
+enum Turn {
+    /// Nothing is under way and no transaction is open.
+    Quiet,
+    ServerLost(String),
+    ClientLost(EndedBy),
+    /// The session is told to end, or to let go of its server, and something is under way.
+    Told(End),
+    Violation(Failure),
 }
 
-async fn refuse(shared: &Shared, client: Client, why: Refused, message: &[u8]) {
-    shared.metrics.refused(why);
-    client.part(message, farewell(shared)).await;
+/// The agent is stopping.
+pub(super) fn draining() -> Failure {
+    Failure {
+        sqlstate: "57P01",
+        message: "terminating connection because this agent is stopping".to_owned(),
+        hint: "Connect again. A transaction in progress was rolled back, unless its COMMIT had been sent: then look \
+               whether it took effect."
+            .to_owned(),
+    }
 }
 
-fn farewell(shared: &Shared) -> Duration {
-    Duration::from_millis(shared.config.farewell_ms)
+fn killed() -> Failure {
+    Failure {
+        sqlstate: "57P01",
+        message: "terminating connection due to administrator command".to_owned(),
+        hint: String::new(),
+    }
 }
 
-async fn session(shared: &Shared, endpoint: Endpoint, client: Client, startup: &Startup) {
-    let Ok(_place) = Arc::clone(&shared.clients).try_acquire_owned() else {
-        let fatal = Fatal {
-            sqlstate: "53300",
-            message: format!(
-                "sorry, too many clients already: this agent serves {} at once",
-                shared.config.clients_max
-            ),
-            hint: "Close sessions that are not in use, or raise router.clients_max.".to_owned(),
+impl Session {
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        io: Socket,
+        account: Rc<Account>,
+        origin: Rc<Origin>,
+        entry: Rc<Entry>,
+        greeting: Greeting,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        account.clients.set(account.clients.get() + 1);
+        let (wanted, reported) = (Rc::clone(&origin.settings), Rc::clone(&origin.reported));
+        Self {
+            worker,
+            io,
+            account,
+            origin,
+            entry,
+            greeting: Some(greeting),
+            _place: place,
+            wanted,
+            reported,
+            prepared: HashMap::new(),
+            unnamed: Vec::new(),
+            unnamed_count: 0,
+            used: Vec::new(),
+            custom: BTreeSet::new(),
+            inbox: Vec::new(),
+            fresh: false,
+            unsent: Vec::new(),
+            passing: 0,
+            discarding: 0,
+            batch_open: false,
+            skipping: false,
+            active: false,
+            traits: Flags::default(),
+            swallow_tags: 0,
+            doomed: None,
+            aborted: Aborted::No,
+            ending: false,
+        }
+    }
+
+    /// Serves the client until one of the two ends it.
+    pub(super) async fn run(mut self) {
+        tracing::debug!(
+            endpoint = self.entry.endpoint.name(),
+            user = self.account.user,
+            database = self.account.database,
+            pid = self.entry.pid,
+            "session opened"
+        );
+        let ended = self.live().await;
+        self.worker.shared.metrics.ended(ended.by);
+        self.account.clients.set(self.account.clients.get().saturating_sub(1));
+        self.worker.sessions.borrow_mut().remove(&self.entry.pid);
+        let mut last = std::mem::take(&mut self.unsent);
+        last.extend_from_slice(&ended.last);
+        self.io.part(&last, self.worker.farewell()).await;
+    }
+
+    async fn live(&mut self) -> Ended {
+        let mut lent = match Box::pin(self.greet()).await {
+            Ok(lent) => lent,
+            Err(_) => return Ended::quietly(EndedBy::ClientLost),
         };
-        return refuse(shared, client, Refused::TooManyClients, &fatal.encode()).await;
-    };
-    let (entry, backend) = match reach(shared, endpoint, startup).await {
-        Ok(reached) => reached,
-        Err((why, message)) => return refuse(shared, client, why, &message).await,
-    };
-    shared.metrics.opened(endpoint);
-    tracing::debug!(
-        endpoint = endpoint.name(),
-        node = %entry.node,
-        user = startup.parameter("user"),
-        database = startup.parameter("database"),
-        "session opened"
-    );
-    let metrics = &shared.metrics;
-    let address = backend.stream.peer_addr().ok();
-    let (up, down) = (metrics.bytes_to_servers.clone(), metrics.bytes_to_clients.clone());
-    let mut relay = Relay::new(client, backend, up, down);
-    let finish = converse(shared, &mut relay, &entry).await;
-    metrics.ended(finish.by);
-    if finish.cancel
-        && let (Some(address), Some(key_data)) = (address, relay.key_data())
-    {
-        let request = backend::cancel_request(&key_data);
-        let _ = backend::cancel(&address.to_string(), &request, farewell(shared)).await;
-    }
-    let client = relay.into_client();
-    drop(entry);
-    client
-        .part(&finish.tell.map(|fatal| fatal.encode()).unwrap_or_default(), farewell(shared))
-        .await;
-}
-
-/// Connects to a node that can serve the session, waiting for one as long as the endpoint allows.
-async fn reach<'a>(
-    shared: &'a Shared,
-    endpoint: Endpoint,
-    startup: &Startup,
-) -> Result<(Entry<'a>, Backend), (Refused, bytes::Bytes)> {
-    let wait_ms = match endpoint {
-        Endpoint::Read => shared.config.read_wait_ms,
-        Endpoint::Write => shared.config.write_wait_ms,
-    };
-    let deadline = Instant::now() + Duration::from_millis(wait_ms);
-    let mut state = shared.state.clone();
-    loop {
-        if shared.draining.is_cancelled() {
-            return Err((Refused::Draining, end_of(End::Draining).encode()));
-        }
-        let choice = {
-            let state = state.borrow_and_update();
-            let view = shared.view.borrow();
-            choose(endpoint, &state, &view, &shared.sessions.per_node(), shared.own)
-        };
-        let failure = match choice {
-            Choice::Nobody(why) => Failure::Nobody(why),
-            Choice::Try(targets) => {
-                let mut failure = None;
-                for target in targets {
-                    match attempt(shared, endpoint, &target.address, target.node, startup).await {
-                        Attempt::Reached(entry, backend) => return Ok((entry, backend)),
-                        Attempt::Failed(error) => {
-                            failure = Some(Failure::Connect(target.node, error));
-                        }
-                        Attempt::Overtaken => {
-                            failure = None;
-                            break;
-                        }
+        loop {
+            let mut held = match lent.take() {
+                Some(held) => held,
+                None => {
+                    if let Some(ended) = std::future::poll_fn(|cx| self.poll_request(cx)).await {
+                        return ended;
+                    }
+                    match self.lend_now() {
+                        Some(held) => held,
+                        None => match Box::pin(self.lend()).await {
+                            Ok(held) => held,
+                            Err(failure) => {
+                                self.refuse(failure);
+                                continue;
+                            }
+                        },
                     }
                 }
-                match failure {
-                    Some(failure) => failure,
-                    None => continue,
+            };
+            self.entry.activity.set(Activity::Active);
+            let turn = std::future::poll_fn(|cx| self.poll_turn(cx, &mut held)).await;
+            lent = match turn {
+                Turn::Quiet if self.leaves_nothing() => {
+                    self.give_back(held);
+                    None
+                }
+                Turn::Quiet if !self.ending => Box::pin(self.settle(held)).await,
+                other => match Box::pin(self.turned(other, held)).await {
+                    Ok(lent) => lent,
+                    Err(ended) => return ended,
+                },
+            };
+        }
+    }
+
+    /// The last messages of the login.
+    async fn greet(&mut self) -> io::Result<Option<Lent>> {
+        let Some(greeting) = self.greeting.take() else { return Ok(None) };
+        let (pid, secret) = (self.entry.pid.to_be_bytes(), self.entry.secret);
+        let own = [pid, secret].concat();
+        // Whoever keeps one server connection has its process id, as without the router.
+        let key = greeting.server.as_ref().map_or(&own[..], |server| &server.cancel.data);
+        let (pid, secret) = key.split_first_chunk().unwrap_or((&pid, &[]));
+        let hello =
+            origin::hello(&self.origin, &greeting.notices, u32::from_be_bytes(*pid), secret);
+        self.io.write_all(&hello).await?;
+        self.io.flush().await?;
+        self.entry.pin.set(self.origin.dedicated);
+        Ok(greeting.server.map(|server| {
+            *self.entry.current.borrow_mut() = Some(server.cancel.clone());
+            Lent { server, pool: None, since: Instant::now() }
+        }))
+    }
+
+    /// Waits for a request that needs a server, and answers those that need none.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ended>> {
+        self.entry.activity.set(Activity::Idle);
+        match self.entry.told(cx) {
+            Some(End::Draining) => {
+                return Poll::Ready(Some(Ended::telling(EndedBy::Draining, &draining())));
+            }
+            Some(End::Killed) => {
+                return Poll::Ready(Some(Ended::telling(EndedBy::Killed, &killed())));
+            }
+            Some(End::PrimaryChanged(_)) => self.entry.settled(),
+            None => {}
+        }
+        let worker = Rc::clone(&self.worker);
+        loop {
+            match self.needs_server() {
+                Ok(true) => {
+                    self.fresh = true;
+                    return Poll::Ready(None);
+                }
+                Ok(false) => {}
+                Err(ended) => return Poll::Ready(Some(ended)),
+            }
+            if !self.unsent.is_empty() {
+                match self.io.poll_unsent(cx, &mut self.unsent) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => {
+                        return Poll::Ready(Some(Ended::quietly(EndedBy::ClientLost)));
+                    }
+                    Poll::Pending => return Poll::Pending,
                 }
             }
-        };
-        if Instant::now() >= deadline || !failure.is_worth_waiting_for() {
-            return Err(failure.told(endpoint));
-        }
-        let changed = async {
-            if state.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            let mut scratch = worker.scratch.borrow_mut();
+            match self.io.poll_take(cx, &mut scratch) {
+                Poll::Ready(Ok(0)) => {
+                    return Poll::Ready(Some(Ended::quietly(EndedBy::Client)));
+                }
+                Poll::Ready(Ok(read)) => {
+                    add(&self.account.counters.received, read as u64);
+                    self.inbox.extend_from_slice(&scratch[..read]);
+                }
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!("a client was lost: {error}");
+                    return Poll::Ready(Some(Ended::quietly(EndedBy::ClientLost)));
+                }
+                Poll::Pending => return Poll::Pending,
             }
-        };
-        tokio::select! {
-            () = changed => {}
-            () = shared.draining.cancelled() => {}
-            () = tokio::time::sleep(Duration::from_millis(shared.config.retry_ms)) => {}
-        }
-    }
-}
-
-enum Attempt<'a> {
-    Reached(Entry<'a>, Backend),
-    Failed(ConnectError),
-    /// The primary changed meanwhile, or the agent is stopping: choose again.
-    Overtaken,
-}
-
-async fn attempt<'a>(
-    shared: &'a Shared,
-    endpoint: Endpoint,
-    address: &str,
-    node: NodeId,
-    startup: &Startup,
-) -> Attempt<'a> {
-    let entry = shared.sessions.open(endpoint, node);
-    // Whoever changes the primary or stops the agent tells the sessions that are open then; this one is open from
-    // now on, so that is either seen here or told by the signal.
-    let elsewhere = endpoint == Endpoint::Write && shared.state.borrow().primary != Some(node);
-    if elsewhere || shared.draining.is_cancelled() {
-        return Attempt::Overtaken;
-    }
-    let opened = tokio::select! {
-        opened = backend::open(address, &startup.raw, &shared.config) => opened,
-        _ = entry.signal.raised() => return Attempt::Overtaken,
-    };
-    match opened {
-        Ok(backend) => Attempt::Reached(entry, backend),
-        Err(error) => {
-            shared.metrics.connect_failure(node.get());
-            tracing::debug!(%node, "a session could not be opened: {error}");
-            Attempt::Failed(error)
-        }
-    }
-}
-
-/// Why no node was reached.
-enum Failure {
-    Nobody(Why),
-    Connect(NodeId, ConnectError),
-}
-
-impl Failure {
-    fn is_worth_waiting_for(&self) -> bool {
-        match self {
-            Self::Nobody(_) => true,
-            Self::Connect(_, error) => error.is_worth_waiting_for(),
         }
     }
 
-    /// What the client is told.
-    fn told(self, endpoint: Endpoint) -> (Refused, bytes::Bytes) {
-        let message = match &self {
-            Self::Connect(_, ConnectError::Refused { raw, .. }) => {
-                return (Refused::ServerNotNow, raw.clone());
+    /// A connection for a transaction that begins now, if one is idle that is as the client wants it.
+    fn lend_now(&mut self) -> Option<Lent> {
+        let address = self.worker.pick(self.entry.endpoint).ok()?;
+        let pool = self.account.pool(&self.worker, &address);
+        let server = pool.take(&self.wanted)?;
+        if !Rc::ptr_eq(&server.applied, &self.wanted) {
+            // Rare enough to be done by the long way.
+            pool.give_back(server);
+            return None;
+        }
+        Some(self.lent(server, pool))
+    }
+
+    fn lent(&mut self, server: Box<Server>, pool: Rc<Pool>) -> Lent {
+        if !Rc::ptr_eq(&server.reported, &self.reported) {
+            self.report(&server);
+        }
+        pool.lent.set(pool.lent.get() + 1);
+        *self.entry.current.borrow_mut() = Some(server.cancel.clone());
+        Lent { server, pool: Some(pool), since: Instant::now() }
+    }
+
+    /// Tells the client what this server reports that the last one did not.
+    fn report(&mut self, server: &Server) {
+        let mut out = bytes::BytesMut::new();
+        for (name, value) in server.reported.iter() {
+            if self.reported.get(name) != Some(value) {
+                synapsedb_pg::wire::startup::parameter_status(&mut out, name, value);
             }
-            Self::Nobody(why) => why.to_string(),
-            Self::Connect(node, error) => match endpoint {
-                Endpoint::Read => format!("no node could be reached; node {node}: {error}"),
-                Endpoint::Write => format!("the primary, node {node}, takes no sessions: {error}"),
-            },
-        };
-        let sqlstate = match (&self, endpoint) {
-            (Self::Connect(..), Endpoint::Read) => "08006",
-            (Self::Nobody(_), _) | (Self::Connect(..), Endpoint::Write) => "57P03",
-        };
-        let hint = match endpoint {
-            Endpoint::Read => "Try again in a moment; `synapsedb status` shows the nodes.",
-            Endpoint::Write => {
-                "Try again in a moment: if the primary has failed, the cluster appoints another one. \
-                 `synapsedb status` shows the nodes."
-            }
-        };
-        (Refused::NoNode, Fatal { sqlstate, message, hint: hint.to_owned() }.encode())
-    }
-}
-
-/// How to part from a client.
-struct Finish {
-    by: EndedBy,
-    tell: Option<Fatal>,
-    /// The server still works for a client that will not take the answer.
-    cancel: bool,
-}
-
-impl Finish {
-    fn quietly(by: EndedBy) -> Self {
-        Self { by, tell: None, cancel: false }
-    }
-}
-
-/// Passes bytes on until the session ends, by whomever.
-async fn converse(shared: &Shared, relay: &mut Relay, entry: &Entry<'_>) -> Finish {
-    let end = tokio::select! {
-        ended = relay.run(Until::Forever) => return finish(shared, relay, entry.node, ended).await,
-        end = entry.signal.raised() => end,
-    };
-    let (by, grace_ms) = match end {
-        End::PrimaryChanged(_) => (EndedBy::PrimaryChanged, shared.config.primary_change_grace_ms),
-        End::Draining => (EndedBy::Draining, shared.config.drain_ms),
-    };
-    match timeout(Duration::from_millis(grace_ms), relay.run(Until::Idle)).await {
-        Ok(Ended::Reached) => return Finish { by, tell: Some(end_of(end)), cancel: false },
-        Ok(ended) => return finish(shared, relay, entry.node, ended).await,
-        Err(_) => {}
-    }
-    match timeout(farewell(shared), relay.run(Until::Boundary)).await {
-        Ok(Ended::Reached) => Finish { by, tell: Some(end_of(end)), cancel: true },
-        Ok(ended) => finish(shared, relay, entry.node, ended).await,
-        // In the middle of a message there is no way to say anything.
-        Err(_) => Finish { by, tell: None, cancel: true },
-    }
-}
-
-/// One of the two sides has ended it.
-async fn finish(shared: &Shared, relay: &mut Relay, node: NodeId, ended: Ended) -> Finish {
-    match ended {
-        Ended::ClientClosed if relay.client_has_terminated() => Finish::quietly(EndedBy::Client),
-        Ended::ClientClosed => {
-            relay.close_to_server().await;
-            let patience = Duration::from_millis(shared.config.half_close_ms);
-            let answered = timeout(patience, relay.run(Until::Forever)).await;
-            let cancel = !matches!(answered, Ok(Ended::ServerClosed | Ended::ServerLost(_)));
-            Finish { by: EndedBy::Client, tell: None, cancel }
         }
-        Ended::ClientLost(error) => {
-            tracing::debug!(%node, "a client was lost: {error}");
-            Finish { by: EndedBy::ClientLost, tell: None, cancel: true }
-        }
-        Ended::ServerClosed if relay.server_was_fatal() || relay.client_has_terminated() => {
-            Finish::quietly(EndedBy::Server)
-        }
-        Ended::ServerLost(_) if relay.server_was_fatal() => Finish::quietly(EndedBy::Server),
-        Ended::Reached | Ended::ServerClosed => {
-            server_lost(relay, node, "it closed the connection")
-        }
-        Ended::ServerLost(error) => server_lost(relay, node, &error.to_string()),
+        self.unsent.extend_from_slice(&out);
+        self.reported = Rc::clone(&server.reported);
     }
-}
 
-fn server_lost(relay: &Relay, node: NodeId, why: &str) -> Finish {
-    tracing::debug!(%node, "a server connection was lost: {why}");
-    let tell = relay.is_at_boundary().then(|| Fatal {
-        sqlstate: "08006",
-        message: format!("the connection to the PostgreSQL server of node {node} was lost: {why}"),
-        hint: "Connect again. A transaction in progress was rolled back, unless its COMMIT had been sent: then look \
-               whether it took effect."
-            .to_owned(),
-    });
-    Finish { by: EndedBy::ServerLost, tell, cancel: false }
-}
-
-fn end_of(end: End) -> Fatal {
-    let message = match end {
-        End::PrimaryChanged(Some(primary)) => {
-            format!("terminating connection because the primary is now node {primary}")
-        }
-        End::PrimaryChanged(None) => {
-            "terminating connection because its node is no longer the primary".to_owned()
-        }
-        End::Draining => "terminating connection because this agent is stopping".to_owned(),
-    };
-    Fatal {
-        sqlstate: "57P01",
-        message,
-        hint: "Connect again. A transaction in progress was rolled back, unless its COMMIT had been sent: then look \
-               whether it took effect."
-            .to_owned(),
-    }
-}
-
-/// Passes a cancel request to every member's server: process id and key match only the one that is meant.
-async fn cancel_everywhere(shared: &Shared, request: &bytes::Bytes) {
-    shared.metrics.cancels.inc();
-    let addresses: Vec<String> = {
-        let state = shared.state.borrow();
-        let active = state.members.values().filter(|member| member.status == MemberStatus::Active);
-        active.map(|member| member.addresses.postgres.clone()).collect()
-    };
-    let patience = Duration::from_millis(shared.config.connect_timeout_ms);
-    let mut sent = JoinSet::new();
-    for address in addresses.into_iter().filter(|address| !address.is_empty()) {
-        let request = request.clone();
-        sent.spawn(async move {
-            if let Err(error) = backend::cancel(&address, &request, patience).await {
-                tracing::debug!("a cancel request did not reach {address}: {error}");
-            }
+    /// Waits for a connection, and gives it the client's settings.
+    async fn lend(&mut self) -> Result<Lent, Failure> {
+        let endpoint = self.entry.endpoint;
+        let since = Instant::now();
+        self.entry.activity.set(Activity::Waiting);
+        let patience = origin::patience(&self.worker, endpoint);
+        let wait_max = Duration::from_millis(self.worker.shared.config.query_wait_timeout_ms);
+        let got = reach(&self.worker, endpoint, patience, async |address| {
+            let pool = self.account.pool(&self.worker, &address);
+            let server = match pool.take(&self.wanted) {
+                Some(server) => server,
+                None => pool.wait(&self.origin, &self.wanted, wait_max).await?,
+            };
+            self.restore(server, &pool).await.map(|server| (server, pool))
         });
+        let (server, pool) =
+            got.await.map_err(|unreached: Unreached| unreached.failure(endpoint))?;
+        add(&self.account.counters.wait_us, since.elapsed().as_micros() as u64);
+        Ok(self.lent(server, pool))
     }
-    while sent.join_next().await.is_some() {}
+
+    /// Gives a connection the client's settings.
+    async fn restore(
+        &self,
+        mut server: Box<Server>,
+        pool: &Rc<Pool>,
+    ) -> Result<Box<Server>, NoServer> {
+        if Rc::ptr_eq(&server.applied, &self.wanted) {
+            return Ok(server);
+        }
+        match super::state::restore(&mut server, &self.wanted, &self.worker).await {
+            Ok(()) => Ok(server),
+            Err(error) => {
+                pool.end();
+                let address = server.cancel.address.tcp.clone();
+                let why = format!("the settings of the session cannot be restored: {error}");
+                Err(NoServer::Connect(server::ConnectError::Unreachable { address, why }))
+            }
+        }
+    }
+
+    /// Passes both sides' bytes on until something ends that.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> Poll<Turn> {
+        let server = &mut *lent.server;
+        loop {
+            if let Some(end) = self.entry.told(cx).filter(|_| !self.ending) {
+                return Poll::Ready(Turn::Told(end));
+            }
+            let up = match self.poll_up(cx, server) {
+                Ok(progress) => progress,
+                Err(turn) => return Poll::Ready(turn),
+            };
+            let down = match self.poll_down(cx, server) {
+                Ok(progress) => progress,
+                Err(turn) => return Poll::Ready(turn),
+            };
+            if self.is_quiet(server) && (self.ending || (self.active && self.lets_go())) {
+                return Poll::Ready(Turn::Quiet);
+            }
+            if !up && !down {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Whether nothing is under way, and no transaction is open.
+    fn is_quiet(&self, server: &Server) -> bool {
+        server.status == b'I'
+            && !self.batch_open
+            && self.passing == 0
+            && !self.fresh
+            && server.is_quiet()
+    }
+
+    /// Whether the connection need not, or may not be needed to, stay with the client.
+    fn lets_go(&self) -> bool {
+        !self.keeps_server() || (self.origin.dedicated.is_none() && self.may_have_changed())
+    }
+
+    fn may_have_changed(&self) -> bool {
+        self.traits.has(Flags::MAY_SET.with(Flags::MAY_HOLD).with(Flags::MAY_RELEASE))
+    }
+
+    /// Whether the session keeps its server connection between transactions.
+    pub(super) fn keeps_server(&self) -> bool {
+        self.entry.pin.get().is_some()
+    }
+
+    /// Whether the transaction that ended can have left nothing on the connection.
+    fn leaves_nothing(&self) -> bool {
+        !self.keeps_server()
+            && !self.traits.has(Flags::MAY_SET.with(Flags::MAY_HOLD))
+            && !self.ending
+    }
+
+    /// From the client to the server. Whether anything was done.
+    fn poll_up(&mut self, cx: &mut Context<'_>, server: &mut Server) -> Result<bool, Turn> {
+        let lost = |error: io::Error| Turn::ServerLost(error.to_string());
+        if !server.unsent.is_empty() {
+            match server.io.poll_unsent(cx, &mut server.unsent) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err(lost(error)),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        let worker = Rc::clone(&self.worker);
+        let mut spliced = worker.spliced.borrow_mut();
+        spliced.clear();
+        let fresh = std::mem::take(&mut self.fresh);
+        if !fresh && (self.ending && self.is_between_requests(server)) {
+            return Ok(false);
+        }
+        let mut scratch = worker.scratch.borrow_mut();
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let mut read = 0;
+        if !fresh {
+            match self.io.poll_take(cx, &mut scratch) {
+                Poll::Ready(Ok(0)) => return Err(Turn::ClientLost(EndedBy::Client)),
+                Poll::Ready(Ok(more)) => read = more,
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!("a client was lost: {error}");
+                    return Err(Turn::ClientLost(EndedBy::ClientLost));
+                }
+                Poll::Pending => {
+                    self.inbox = inbox;
+                    return Ok(false);
+                }
+            }
+            add(&self.account.counters.received, read as u64);
+            if !inbox.is_empty() {
+                inbox.extend_from_slice(&scratch[..read]);
+            }
+        }
+        let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
+        self.active = true;
+        let taken = upstream::take(self, server, data, &mut spliced).map_err(Turn::Violation)?;
+        let (used, terminated) = (taken.used, taken.terminated);
+        server.io.send(cx, taken.onward, &mut server.unsent).map_err(lost)?;
+        if inbox.is_empty() {
+            self.inbox.extend_from_slice(&data[used..]);
+        } else {
+            inbox.drain(..used);
+            if inbox.capacity() > INBOX_KEPT_BYTES && inbox.is_empty() {
+                inbox = Vec::new();
+            }
+            self.inbox = inbox;
+        }
+        if terminated {
+            return Err(Turn::ClientLost(EndedBy::Client));
+        }
+        Ok(true)
+    }
+
+    /// Whether the client is not in the middle of anything that a Sync must end.
+    fn is_between_requests(&self, server: &Server) -> bool {
+        server.status == b'I' && !self.batch_open && self.passing == 0
+    }
+
+    /// From the server to the client. Whether anything was done.
+    fn poll_down(&mut self, cx: &mut Context<'_>, server: &mut Server) -> Result<bool, Turn> {
+        let client_lost = |error: io::Error| {
+            tracing::debug!("a client was lost: {error}");
+            Turn::ClientLost(EndedBy::ClientLost)
+        };
+        if !self.unsent.is_empty() {
+            match self.io.poll_unsent(cx, &mut self.unsent) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err(client_lost(error)),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        let worker = Rc::clone(&self.worker);
+        let mut spliced = worker.spliced.borrow_mut();
+        spliced.clear();
+        let mut scratch = worker.scratch.borrow_mut();
+        let read = match server.io.poll_take(cx, &mut scratch) {
+            Poll::Ready(Ok(0)) => {
+                return Err(Turn::ServerLost("it closed the connection".to_owned()));
+            }
+            Poll::Ready(Ok(read)) => read,
+            Poll::Ready(Err(error)) => return Err(Turn::ServerLost(error.to_string())),
+            Poll::Pending => return Ok(false),
+        };
+        let mut inbox = std::mem::take(&mut server.inbox);
+        if !inbox.is_empty() {
+            inbox.extend_from_slice(&scratch[..read]);
+        }
+        let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
+        let taken = downstream::take(self, server, data, &mut spliced).map_err(Turn::ServerLost)?;
+        let used = taken.used;
+        add(&self.account.counters.sent, taken.onward.len() as u64);
+        self.io.send(cx, taken.onward, &mut self.unsent).map_err(client_lost)?;
+        server.inbox.extend_from_slice(&data[used..]);
+        Ok(true)
+    }
+
+    /// A transaction has ended, and nothing is left of it on the connection.
+    fn give_back(&mut self, lent: Lent) {
+        self.account_for(&lent);
+        self.active = false;
+        self.traits = Flags::default();
+        self.entry.settled();
+        self.entry.current.borrow_mut().take();
+        match lent.pool {
+            Some(pool) => pool.give_back(lent.server),
+            None => drop(lent.server),
+        }
+    }
+
+    fn account_for(&mut self, lent: &Lent) {
+        let counters = &self.account.counters;
+        add(&counters.transaction_us, lent.since.elapsed().as_micros() as u64);
+        if let Some(pool) = &lent.pool {
+            pool.lent.set(pool.lent.get().saturating_sub(1));
+        }
+    }
+
+    /// Looks at what the transaction may have left on the connection: settings go with the client, everything else
+    /// keeps the connection with it.
+    async fn settle(&mut self, mut lent: Lent) -> Option<Lent> {
+        let names: BTreeSet<String> = {
+            let of_two = |name: &&String| name.contains('.');
+            let known = self.wanted.keys().chain(lent.server.applied.keys()).filter(of_two);
+            self.custom.iter().chain(known).cloned().collect()
+        };
+        let found =
+            super::state::look(&mut lent.server, &self.account.user, &names, &self.worker).await;
+        self.traits = Flags::default();
+        self.active = false;
+        match found {
+            Ok(found) => {
+                let wanted = found.wanted(&self.origin.settings);
+                self.wanted = self.worker.settings.intern(wanted);
+                self.entry.pin.set(found.pin);
+            }
+            // Whatever is there, it stays with the client.
+            Err(error) => {
+                tracing::debug!(pid = self.entry.pid, "the state of a session is unknown: {error}");
+                self.entry.pin.set(Some("its state on the server is unknown"));
+            }
+        }
+        if self.keeps_server() {
+            let server = &mut lent.server;
+            if !Rc::ptr_eq(&server.applied, &self.wanted) {
+                // RESET goes back to what this client began with, not to what the connection's first one did.
+                let _ = super::state::restore(server, &self.wanted, &self.worker).await;
+            }
+            self.report(&lent.server);
+            return Some(lent);
+        }
+        self.give_back(lent);
+        None
+    }
+
+    /// What follows from a turn that is no plain end of a transaction.
+    async fn turned(&mut self, turn: Turn, lent: Lent) -> Result<Option<Lent>, Ended> {
+        match turn {
+            Turn::Quiet => {
+                self.end_lent(lent);
+                Ok(None)
+            }
+            Turn::ServerLost(why) => {
+                let ended = self.server_lost(&lent.server, &why);
+                self.end_lent(lent);
+                ended.map_or(Ok(None), Err)
+            }
+            Turn::ClientLost(by) => {
+                self.client_lost(lent, by).await;
+                Err(Ended::quietly(by))
+            }
+            Turn::Violation(failure) => {
+                self.client_lost(lent, EndedBy::Client).await;
+                Err(Ended::telling(EndedBy::Client, &failure))
+            }
+            Turn::Told(end) => self.end_soon(end, lent).await,
+        }
+    }
+
+    /// Lets what is under way end within the time there is, and cuts it then.
+    async fn end_soon(&mut self, end: End, mut lent: Lent) -> Result<Option<Lent>, Ended> {
+        let config = &self.worker.shared.config;
+        let grace = Duration::from_millis(match end {
+            End::PrimaryChanged(_) => config.primary_change_grace_ms,
+            End::Draining => config.drain_ms,
+            End::Killed => 0,
+        });
+        self.ending = true;
+        let turn = timeout(grace, std::future::poll_fn(|cx| self.poll_turn(cx, &mut lent))).await;
+        self.ending = false;
+        match (turn, end) {
+            (Ok(Turn::Quiet), End::PrimaryChanged(_)) if !self.keeps_server() => {
+                self.entry.settled();
+                self.end_lent(lent);
+                Ok(None)
+            }
+            (Ok(Turn::Quiet), _) => {
+                self.end_lent(lent);
+                Err(self.told(end))
+            }
+            (Ok(other), _) => Box::pin(self.turned(other, lent)).await,
+            (Err(_), End::PrimaryChanged(primary)) if !self.keeps_server() => {
+                self.entry.settled();
+                let node = lent.server.node();
+                cancel_if_busy(&lent.server, &self.worker).await;
+                let ended = self.transaction_lost(&lent.server, &super::loss::moved(node, primary));
+                self.end_lent(lent);
+                ended.map_or(Ok(None), Err)
+            }
+            (Err(_), _) => {
+                cancel_if_busy(&lent.server, &self.worker).await;
+                let cut = lent.server.passing > 0;
+                self.end_lent(lent);
+                let ended = self.told(end);
+                // In the middle of a message there is no way to say anything.
+                Err(if cut { Ended::quietly(ended.by) } else { ended })
+            }
+        }
+    }
+
+    fn told(&self, end: End) -> Ended {
+        match end {
+            End::PrimaryChanged(primary) => {
+                Ended::telling(EndedBy::PrimaryChanged, &super::loss::primary_changed(primary))
+            }
+            End::Draining => Ended::telling(EndedBy::Draining, &draining()),
+            End::Killed => Ended::telling(EndedBy::Killed, &killed()),
+        }
+    }
+
+    /// Closes the connection.
+    fn end_lent(&mut self, lent: Lent) {
+        self.account_for(&lent);
+        self.active = false;
+        self.traits = Flags::default();
+        self.used.clear();
+        self.entry.current.borrow_mut().take();
+        if self.origin.dedicated.is_none() {
+            self.entry.pin.set(None);
+        }
+        if let Some(pool) = &lent.pool {
+            pool.end();
+        }
+    }
+
+    /// The client has gone: what the server still does for it is ended, and a clean connection goes back.
+    async fn client_lost(&mut self, lent: Lent, by: EndedBy) {
+        if by == EndedBy::Client && self.is_quiet(&lent.server) && self.leaves_nothing() {
+            self.give_back(lent);
+            return;
+        }
+        cancel_if_busy(&lent.server, &self.worker).await;
+        self.end_lent(lent);
+    }
+
+    /// A ReadyForQuery came.
+    pub(super) fn cycle_ended(&mut self, status: u8) {
+        self.used.clear();
+        if status == b'I' {
+            add(&self.account.counters.transactions, 1);
+        }
+    }
+
+    /// A statement's text passes.
+    pub(super) fn note_text(&mut self, text: &[u8], seen: Flags) {
+        self.traits = self.traits.with(seen);
+        // To a session that takes backslashes in plain strings the text may be another one.
+        let escapes = |value: &String| value == "off";
+        if seen.has(Flags::BACKSLASH)
+            && self.reported.get("standard_conforming_strings").is_some_and(escapes)
+        {
+            self.traits = self.traits.with(upstream::ANYTHING);
+        }
+        if seen.has(Flags::MAY_SET) && self.custom.len() < CUSTOM_MAX {
+            self.custom.extend(statement::custom_names(text));
+        }
+    }
+
+    /// A prepared statement is used.
+    pub(super) fn bound(&mut self, statement: Rc<Statement>) {
+        self.used.push(statement);
+    }
+
+    /// The plans of the statements in use no longer fit the schema.
+    pub(super) fn plans_are_stale(&mut self) {
+        for statement in &self.used {
+            statement.stale.set(true);
+        }
+    }
+
+    /// The connection stays with the client from now on.
+    pub(super) fn hold(&mut self, why: &'static str) {
+        self.entry.pin.set(Some(why));
+    }
+}
+
+/// Whatever the server still works on, nobody waits for it any more.
+async fn cancel_if_busy(server: &Server, worker: &Worker) {
+    if server.expected.cycles() > 0 {
+        let _ = server::cancel(&server.cancel, &worker.shared.config).await;
+    }
 }

@@ -1,121 +1,81 @@
-//! The router's loop: accepts clients, ends the sessions that are on an old primary, and drains when the agent stops.
+//! Runs the workers, each on a thread of its own, and ends them when the agent stops.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
 
-use tokio::net::TcpListener;
-use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
+use anyhow::Context as _;
+use tokio::sync::{mpsc, oneshot};
 
-use super::metrics::Refused;
-use super::{Endpoint, Shared, session};
+use super::Shared;
+use super::worker::{self, Command, Listeners};
 use crate::tasks::Shutdown;
-
-/// After a failed accept (no file descriptor left, mostly): a rest instead of a spin.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// The running router.
 pub struct Task {
     shared: Arc<Shared>,
-    read: TcpListener,
-    write: TcpListener,
+    listeners: Vec<Listeners>,
+    orders: Vec<mpsc::UnboundedReceiver<Command>>,
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Shared>, read: TcpListener, write: TcpListener) -> Self {
-        Self { shared, read, write }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        listeners: Vec<Listeners>,
+        orders: Vec<mpsc::UnboundedReceiver<Command>>,
+    ) -> Self {
+        Self { shared, listeners, orders }
     }
 
     /// Serves clients until `stop`, then ends the sessions within `drain_ms` and a little.
     ///
     /// # Errors
-    /// None: what goes wrong with one session ends that session.
+    /// A thread cannot be made, or a worker cannot begin. What goes wrong with one session ends that session.
     pub async fn run(self, stop: Shutdown) -> anyhow::Result<()> {
-        let Self { shared, read, write } = self;
-        let sessions = TaskTracker::new();
-        let accepting = async {
-            tokio::join!(
-                accept(&shared, &sessions, Endpoint::Read, &read),
-                accept(&shared, &sessions, Endpoint::Write, &write),
-                follow_primary(&shared),
-            )
-        };
-        tokio::select! {
-            _ = accepting => {}
-            () = stop.cancelled() => {}
+        let Self { shared, listeners, orders } = self;
+        let mut ends = Vec::with_capacity(orders.len());
+        for (index, (listeners, orders)) in listeners.into_iter().zip(orders).enumerate() {
+            ends.push(start(Arc::clone(&shared), index as u16, listeners, orders)?);
         }
-        shared.draining.cancel();
-        // Connections that the kernel had taken for us are answered, not reset.
-        accept_waiting(&shared, &sessions, Endpoint::Read, &read).await;
-        accept_waiting(&shared, &sessions, Endpoint::Write, &write).await;
-        drop((read, write));
-        shared.sessions.drain();
-        sessions.close();
-        let config = &shared.config;
-        let patience = config.drain_ms.saturating_add(config.farewell_ms.saturating_mul(3));
-        if timeout(Duration::from_millis(patience), sessions.wait()).await.is_err() {
-            tracing::warn!("router: {} sessions did not end in time and are cut", sessions.len());
-        }
-        Ok(())
-    }
-}
-
-async fn accept(
-    shared: &Arc<Shared>,
-    sessions: &TaskTracker,
-    endpoint: Endpoint,
-    listener: &TcpListener,
-) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => begin(shared, sessions, endpoint, stream),
-            Err(error) => {
-                tracing::warn!("router: the {} endpoint cannot accept: {error}", endpoint.name());
-                tokio::time::sleep(ACCEPT_REST).await;
+        let drain = async {
+            stop.cancelled().await;
+            shared.draining.cancel();
+            for commands in &shared.commands {
+                // A worker that has ended needs no telling.
+                let _ = commands.send(Command::Drain);
             }
+        };
+        let all = futures_util::future::try_join_all(ends.into_iter().map(|end| async {
+            end.await.context("router: a worker has ended in the middle of its work")?
+        }));
+        let mut all = std::pin::pin!(all);
+        tokio::select! {
+            ended = &mut all => ended.map(drop),
+            () = drain => all.await.map(drop),
         }
     }
 }
 
-async fn accept_waiting(
-    shared: &Arc<Shared>,
-    sessions: &TaskTracker,
-    endpoint: Endpoint,
-    listener: &TcpListener,
-) {
-    while let Ok(Ok((stream, _))) = timeout(Duration::ZERO, listener.accept()).await {
-        begin(shared, sessions, endpoint, stream);
-    }
-}
-
-fn begin(
-    shared: &Arc<Shared>,
-    sessions: &TaskTracker,
-    endpoint: Endpoint,
-    stream: tokio::net::TcpStream,
-) {
-    match Arc::clone(&shared.startups).try_acquire_owned() {
-        Ok(starting) => {
-            sessions.spawn(session::serve(Arc::clone(shared), endpoint, stream, starting));
-        }
-        Err(_) => shared.metrics.refused(Refused::TooManyStartups),
-    }
-}
-
-async fn follow_primary(shared: &Shared) {
-    let mut state = shared.state.clone();
-    loop {
-        let primary = state.borrow_and_update().primary;
-        let ended = shared.sessions.primary_is(primary);
-        if ended > 0 {
-            tracing::info!(
-                primary = primary.map(synapsedb_core::ids::NodeId::get),
-                "router: the primary changed, {ended} write sessions on other nodes end"
-            );
-        }
-        if state.changed().await.is_err() {
-            // The state has no owner any more: the agent is stopping.
-            std::future::pending::<()>().await;
-        }
-    }
+/// Starts a worker; the receiver gets what it ended with.
+fn start(
+    shared: Arc<Shared>,
+    index: u16,
+    listeners: Listeners,
+    orders: mpsc::UnboundedReceiver<Command>,
+) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
+    let (ended, end) = oneshot::channel();
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let outcome = runtime.context("router: no event loop").and_then(|runtime| {
+            let local = tokio::task::LocalSet::new();
+            let work = worker::run(shared, index, listeners, orders);
+            local.block_on(&runtime, work).context("router: a listener cannot be used")
+        });
+        // The receiver is gone when the agent has stopped waiting.
+        let _ = ended.send(outcome);
+    };
+    thread::Builder::new()
+        .name(format!("router-{index}"))
+        .spawn(work)
+        .context("router: no thread for a worker")?;
+    Ok(end)
 }

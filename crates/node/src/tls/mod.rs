@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use synapsedb_core::ids::NodeId;
+use synapsedb_pg::scram::tls_server_end_point;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use uuid::Uuid;
@@ -72,6 +73,8 @@ pub struct Handle {
     acceptor: TlsAcceptor,
     connector: TlsConnector,
     client_acceptor: TlsAcceptor,
+    /// The hash of the certificate that clients are shown.
+    end_point: Option<Vec<u8>>,
     cipher: GossipCipher,
     expires_at: SystemTime,
 }
@@ -122,6 +125,7 @@ pub fn load(config: &Config, identity: &Identity) -> Result<Handle> {
         .with_client_auth_cert(chain.clone(), key.clone_key())
         .with_context(key_error)?;
     outgoing.resumption = rustls::client::Resumption::disabled();
+    let end_point = chain.first().and_then(|leaf| tls_server_end_point(leaf));
     let for_clients =
         server()?.with_no_client_auth().with_single_cert(chain, key).with_context(key_error)?;
     Ok(Handle {
@@ -129,6 +133,7 @@ pub fn load(config: &Config, identity: &Identity) -> Result<Handle> {
         acceptor: TlsAcceptor::from(Arc::new(mutual)),
         connector: TlsConnector::from(Arc::new(outgoing)),
         client_acceptor: TlsAcceptor::from(Arc::new(for_clients)),
+        end_point,
         cipher,
         expires_at,
     })
@@ -148,6 +153,11 @@ impl Handle {
     /// For SQL clients: TLS 1.2 or 1.3, no certificate is asked of them.
     pub fn client_acceptor(&self) -> TlsAcceptor {
         self.client_acceptor.clone()
+    }
+
+    /// The hash of the certificate that SQL clients are shown (RFC 5929), to which they may bind their password's proof.
+    pub fn end_point(&self) -> Option<Vec<u8>> {
+        self.end_point.clone()
     }
 
     /// The name that the certificate of `node` must carry: what a dialler expects to find.

@@ -13,6 +13,7 @@ use super::testing::{Seen, node, state_at, view};
 use super::*;
 
 mod limits;
+mod pooling;
 mod routing;
 mod server;
 
@@ -36,25 +37,48 @@ fn config() -> Config {
         write_listen: any,
         read_wait_ms: 200,
         write_wait_ms: 1_000,
-        half_close_ms: 500,
+        failed_login_delay_ms: 50,
         ..Config::default()
     }
 }
 
+/// A router whose own server is the first of `servers`.
 fn start(config: Config, servers: &[String], primary: Option<u16>) -> Running {
+    start_with(config, servers, primary, &servers[0])
+}
+
+/// A router that asks `control` for roles.
+fn start_with(config: Config, servers: &[String], primary: Option<u16>, control: &str) -> Running {
     let (state, watch_state) = watch::channel(Arc::new(state_at(servers, primary)));
     let all_ready = vec![Seen::Ready; servers.len()];
     let (view, watch_view) = watch::channel(Arc::new(view(&all_ready)));
     let mut registry = Registry::default();
-    let (handle, task) =
-        from_watches(config, node(1), watch_state, watch_view, Some(tls()), &mut registry).unwrap();
+    let (host, port) = control.split_once(':').unwrap();
+    let control = synapsedb_pg::Config {
+        host: synapsedb_pg::Host::Tcp(host.to_owned()),
+        port: port.parse().unwrap(),
+        user: USER.to_owned(),
+        password: Some(PASSWORD.to_owned()),
+        ..synapsedb_pg::Config::default()
+    };
+    let (tls, end_point) = tls();
+    let world = World {
+        own: node(1),
+        state: watch_state,
+        view: watch_view,
+        local: Some(Local { control, socket: None, reserved: None }),
+        peers: None,
+        tls: Some(tls),
+        end_point,
+    };
+    let (handle, task) = new(config, world, &mut registry).unwrap();
     let stop = CancellationToken::new();
     let task = tokio::spawn(task.run(stop.clone()));
     Running { handle, state, view, registry, stop, task }
 }
 
 /// A certificate for this test alone.
-fn tls() -> TlsAcceptor {
+fn tls() -> (TlsAcceptor, Option<Vec<u8>>) {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
@@ -65,7 +89,7 @@ fn tls() -> TlsAcceptor {
         .with_no_client_auth()
         .with_single_cert(vec![cert.der().clone()], key)
         .unwrap();
-    TlsAcceptor::from(Arc::new(config))
+    (TlsAcceptor::from(Arc::new(config)), synapsedb_pg::scram::tls_server_end_point(cert.der()))
 }
 
 impl Running {

@@ -42,6 +42,11 @@ impl Server {
         let process = run(&data, directory.path(), port);
         let server = Self { port, process, _directory: directory };
         server.wait_ready();
+        // The same on all servers, as a login on one must be good on the others.
+        let verifier = synapsedb_pg::scram::verifier(PASSWORD, [7; 16], 4096);
+        let sql = format!("alter role {USER} password '{verifier}'");
+        let extra = format!("dbname=postgres password='{PASSWORD}'");
+        assert!(psql_with(port, &extra, &sql).status.success());
         server
     }
 
@@ -130,4 +135,14 @@ fn is_root() -> bool {
 
 pub(super) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Ends one session as an administrator does.
+pub(super) async fn kill_softly(server: &Server, pid: i32) {
+    let sql = format!("select pg_terminate_backend({pid})");
+    let port = server.port;
+    let done = tokio::task::spawn_blocking(move || {
+        psql_with(port, &format!("dbname=postgres password='{PASSWORD}'"), &sql)
+    });
+    assert!(done.await.unwrap().status.success());
 }

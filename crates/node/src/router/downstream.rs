@@ -1,0 +1,180 @@
+//! What a server says, on its way to the client: answers to the router's own messages are kept back, and the state of
+//! the session is followed.
+
+use bytes::{BufMut as _, Bytes};
+use synapsedb_pg::wire::backend;
+
+use super::expected::Verdict;
+use super::server::{Server, parameter};
+use super::session::Session;
+use super::settings::Settings;
+use super::splice::Splice;
+use super::startup;
+use super::statements::NAME_PREFIX;
+use super::upstream::HEADER_BYTES;
+
+/// Longer messages of the kinds that are looked at pass unseen.
+const LOOKED_AT_BYTES_MAX: usize = 64 * 1024;
+
+/// What became of a server's bytes.
+pub(super) struct Taken<'a> {
+    /// What goes to the client.
+    pub(super) onward: &'a [u8],
+    /// How many bytes were used up; the rest is the beginning of a message.
+    pub(super) used: usize,
+}
+
+/// Looks at `data`, the server's bytes from a place where a message begins or goes on.
+///
+/// # Errors
+/// The server breaks the protocol.
+pub(super) fn take<'a>(
+    session: &mut Session,
+    server: &mut Server,
+    data: &'a [u8],
+    out: &'a mut Vec<u8>,
+) -> Result<Taken<'a>, String> {
+    let mut splice = Splice::new(data, out);
+    let mut at = 0;
+    while at < data.len() {
+        let passing = server.passing.min(data.len() - at);
+        if passing > 0 {
+            server.passing -= passing;
+            at += passing;
+            continue;
+        }
+        let Some(&[tag, a, b, c, d]) = data[at..].first_chunk() else { break };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        let whole = length + 1;
+        if length < 4 {
+            return Err(format!("it sent a message of length {length}"));
+        }
+        if whole > LOOKED_AT_BYTES_MAX || !is_looked_at(tag) {
+            let here = whole.min(data.len() - at);
+            at += here;
+            server.passing = whole - here;
+            continue;
+        }
+        let Some(message) = data.get(at..at + whole) else { break };
+        match look(session, server, tag, &message[HEADER_BYTES..]) {
+            Fate::Pass => {}
+            Fate::Drop => splice.drop(at, at + whole),
+            Fate::Replace(other) => {
+                splice.drop(at, at + whole);
+                splice.output().put_slice(&other);
+            }
+        }
+        at += whole;
+    }
+    Ok(Taken { onward: splice.finish(at), used: at })
+}
+
+/// The messages whose content matters here; all others pass by their length.
+fn is_looked_at(tag: u8) -> bool {
+    matches!(
+        tag,
+        backend::READY_FOR_QUERY
+            | backend::COMMAND_COMPLETE
+            | backend::PARSE_COMPLETE
+            | backend::CLOSE_COMPLETE
+            | backend::ERROR_RESPONSE
+            | backend::PARAMETER_STATUS
+            | backend::NOTIFICATION_RESPONSE
+            | backend::COPY_IN_RESPONSE
+            | backend::COPY_BOTH_RESPONSE
+    )
+}
+
+enum Fate {
+    Pass,
+    Drop,
+    Replace(Bytes),
+}
+
+fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fate {
+    match tag {
+        backend::READY_FOR_QUERY => {
+            server.status = body.first().copied().unwrap_or(b'I');
+            let prepared = &mut server.prepared;
+            server.expected.ready(|id| prepared.remove(id));
+            session.cycle_ended(server.status);
+            Fate::Pass
+        }
+        backend::COMMAND_COMPLETE => completed(session, server, body),
+        backend::PARSE_COMPLETE | backend::CLOSE_COMPLETE => match server.expected.completed() {
+            Verdict::Pass => Fate::Pass,
+            Verdict::Swallow => Fate::Drop,
+            Verdict::AsParse => Fate::Replace(Bytes::from_static(b"1\0\0\0\x04")),
+        },
+        backend::ERROR_RESPONSE => failed(session, server, body),
+        backend::PARAMETER_STATUS => {
+            let Some((name, value)) = parameter(body) else { return Fate::Pass };
+            let mut reported = Settings::clone(&server.reported);
+            reported.insert(name.to_owned(), value.to_owned());
+            server.reported = session.worker.settings.intern(reported);
+            session.reported = std::rc::Rc::clone(&server.reported);
+            Fate::Pass
+        }
+        // A client that listens keeps its connection; to all others it is the leftover of somebody else's.
+        backend::NOTIFICATION_RESPONSE if session.entry.pin.get().is_none() => Fate::Drop,
+        backend::COPY_IN_RESPONSE | backend::COPY_BOTH_RESPONSE => {
+            server.expected.copy_begins();
+            Fate::Pass
+        }
+        _ => Fate::Pass,
+    }
+}
+
+fn completed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
+    if session.swallow_tags > 0 {
+        session.swallow_tags -= 1;
+        return Fate::Drop;
+    }
+    if matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
+        session.prepared.clear();
+        server.prepared.clear();
+        server.unnamed = None;
+    }
+    Fate::Pass
+}
+
+fn failed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
+    session.swallow_tags = 0;
+    let severity = startup::error_field(body, b'V').unwrap_or_default();
+    if matches!(severity, "FATAL" | "PANIC") && !session.keeps_server() {
+        // The server ends its session, not ours: what the client is told depends on what it had under way.
+        let mut message = Vec::new();
+        startup::put_message(&mut message, backend::ERROR_RESPONSE, body);
+        server.fatal = Some(message.into());
+        return Fate::Drop;
+    }
+    server.expected.failed();
+    // "cached plan must not change result type": who prepares the text again gets a new plan.
+    if startup::error_field(body, b'C') == Some("0A000")
+        && startup::error_field(body, b'R') == Some("RevalidateCachedQuery")
+    {
+        session.plans_are_stale();
+    }
+    match session.with_own_names(body) {
+        Some(body) => {
+            let mut message = Vec::new();
+            startup::put_message(&mut message, backend::ERROR_RESPONSE, &body);
+            Fate::Replace(message.into())
+        }
+        None => Fate::Pass,
+    }
+}
+
+impl Session {
+    /// An error's body with the client's names of its statements in place of ours; `None` if there are none in it.
+    fn with_own_names(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let text = std::str::from_utf8(body).ok().filter(|text| text.contains(NAME_PREFIX))?;
+        let mut text = text.to_owned();
+        for (name, statement) in &self.prepared {
+            let ours = format!("\"{}\"", String::from_utf8_lossy(&statement.name));
+            let theirs = format!("\"{}\"", String::from_utf8_lossy(name));
+            text = text.replace(&ours, &theirs);
+        }
+        Some(text.into_bytes())
+    }
+}

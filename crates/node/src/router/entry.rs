@@ -1,0 +1,124 @@
+//! A client's session as the rest of its worker sees it: who it is, what it does, and how it is told to end.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::task::{Context, Waker};
+use std::time::SystemTime;
+
+use synapsedb_core::ids::NodeId;
+
+use super::Endpoint;
+use super::server::CancelKey;
+
+/// Why a session is told to end, or to let go of its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The primary is another node now, or none: the transaction on the old one must end.
+    PrimaryChanged(Option<NodeId>),
+    /// The agent stops.
+    Draining,
+    /// An operator has ended it.
+    Killed,
+}
+
+/// What a client is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Activity {
+    /// It has no server connection and wants none.
+    Idle,
+    /// It waits for a server connection.
+    Waiting,
+    /// It has a server connection.
+    Active,
+}
+
+/// One session.
+pub(super) struct Entry {
+    pub(super) pid: u32,
+    pub(super) secret: [u8; 4],
+    pub(super) endpoint: Endpoint,
+    pub(super) user: String,
+    pub(super) database: String,
+    pub(super) application: String,
+    pub(super) address: Option<SocketAddr>,
+    pub(super) tls: bool,
+    pub(super) since: SystemTime,
+    pub(super) activity: Cell<Activity>,
+    /// The server connection it has, for cancel requests.
+    pub(super) current: RefCell<Option<CancelKey>>,
+    /// Why it keeps its server connection between transactions.
+    pub(super) pin: Cell<Option<&'static str>>,
+    end: Cell<Option<End>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Entry {
+    #[expect(clippy::too_many_arguments, reason = "what is known of a client, once")]
+    pub(super) fn new(
+        pid: u32,
+        secret: [u8; 4],
+        endpoint: Endpoint,
+        user: &str,
+        database: &str,
+        application: &str,
+        address: Option<SocketAddr>,
+        tls: bool,
+    ) -> Self {
+        Self {
+            pid,
+            secret,
+            endpoint,
+            user: user.to_owned(),
+            database: database.to_owned(),
+            application: application.to_owned(),
+            address,
+            tls,
+            since: SystemTime::now(),
+            activity: Cell::new(Activity::Idle),
+            current: RefCell::default(),
+            pin: Cell::new(None),
+            end: Cell::new(None),
+            waker: RefCell::default(),
+        }
+    }
+
+    /// Tells the session; what ends it for good stands before what ends its transaction.
+    pub(super) fn tell(&self, end: End) {
+        match self.end.get() {
+            Some(End::Draining | End::Killed) => {}
+            Some(End::PrimaryChanged(_)) | None => self.end.set(Some(end)),
+        }
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// The cluster's primary is this one: a session of the write endpoint on another node is told.
+    pub(super) fn primary_is(&self, primary: Option<NodeId>) {
+        let node = self.current.borrow().as_ref().map(|key| key.address.node);
+        if self.endpoint == Endpoint::Write && node.is_some_and(|node| Some(node) != primary) {
+            self.tell(End::PrimaryChanged(primary));
+        }
+    }
+
+    /// What the session was told; it is woken when it is told more.
+    pub(super) fn told(&self, cx: &mut Context<'_>) -> Option<End> {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        self.end.get()
+    }
+
+    /// The session has let go of the old primary.
+    pub(super) fn settled(&self) {
+        if let Some(End::PrimaryChanged(_)) = self.end.get() {
+            self.end.set(None);
+        }
+    }
+
+    pub(super) fn is_ending(&self) -> Option<End> {
+        self.end.get()
+    }
+}

@@ -1,0 +1,267 @@
+//! What a server connection still owes: the answers that are due, in order, so that those to messages of the router's
+//! own are kept from the client. Pure.
+
+use std::collections::VecDeque;
+
+/// A prepared statement of the router, by its number; the unnamed statement has none.
+pub(super) type StatementId = u64;
+
+/// One answer that is due. Only the answers that must be told apart have an entry, and those that end a cycle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// ParseComplete that the client waits for.
+    Parse(Option<StatementId>),
+    /// ParseComplete of a statement that the router prepared anew.
+    Injected(Option<StatementId>),
+    /// CloseComplete of a Close that stands for a Parse: to the client it is a ParseComplete.
+    Faked,
+    /// CloseComplete that the client waits for.
+    Close,
+    /// CloseComplete of a statement that the router dropped.
+    Evicted,
+    /// The end of a COPY from the client; nothing answers it.
+    CopyEnd,
+    /// ReadyForQuery of a Sync.
+    Sync,
+    /// ReadyForQuery of a Query or FunctionCall.
+    Query,
+}
+
+/// What becomes of a ParseComplete or CloseComplete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The client gets it.
+    Pass,
+    /// It was asked for by the router.
+    Swallow,
+    /// The client gets a ParseComplete instead.
+    AsParse,
+}
+
+/// The answers that are due on one server connection.
+#[derive(Debug, Default)]
+pub(super) struct Expected {
+    due: VecDeque<Due>,
+    /// Entries of `due` that end with ReadyForQuery.
+    cycles: usize,
+    /// The server has reported an error and skips everything up to the next Sync.
+    skipping: bool,
+    /// The server takes CopyData and ignores Sync, up to the next CopyDone or CopyFail.
+    copying: bool,
+}
+
+impl Expected {
+    pub(super) fn parse(&mut self, id: Option<StatementId>) {
+        self.due.push_back(Due::Parse(id));
+    }
+
+    pub(super) fn injected(&mut self, id: Option<StatementId>) {
+        self.due.push_back(Due::Injected(id));
+    }
+
+    pub(super) fn faked(&mut self) {
+        self.due.push_back(Due::Faked);
+    }
+
+    pub(super) fn close(&mut self) {
+        self.due.push_back(Due::Close);
+    }
+
+    pub(super) fn evicted(&mut self) {
+        self.due.push_back(Due::Evicted);
+    }
+
+    pub(super) fn query(&mut self) {
+        self.due.push_back(Due::Query);
+        self.cycles += 1;
+    }
+
+    pub(super) fn sync(&mut self) {
+        if !self.copying {
+            self.due.push_back(Due::Sync);
+            self.cycles += 1;
+        }
+    }
+
+    /// CopyDone or CopyFail was sent. Whether a Sync must follow it, for the COPY came by Execute.
+    pub(super) fn copy_end(&mut self) -> bool {
+        if self.copying {
+            self.copying = false;
+            return self.cycles == 0;
+        }
+        self.due.push_back(Due::CopyEnd);
+        false
+    }
+
+    /// Whether nothing is due, and the server waits for no data.
+    pub(super) fn is_settled(&self) -> bool {
+        self.cycles == 0 && !self.copying
+    }
+
+    /// How many ReadyForQuery are due.
+    pub(super) fn cycles(&self) -> usize {
+        self.cycles
+    }
+
+    /// Whether the statement that the server works on came by a Query.
+    pub(super) fn is_simple(&self) -> bool {
+        let ends = |due: &&Due| matches!(due, Due::Sync | Due::Query);
+        self.due.iter().find(ends) == Some(&Due::Query)
+    }
+
+    /// A ParseComplete or CloseComplete came.
+    pub(super) fn completed(&mut self) -> Verdict {
+        let verdict = match self.due.front() {
+            Some(Due::Parse(_) | Due::Close) => Verdict::Pass,
+            Some(Due::Injected(_) | Due::Evicted) => Verdict::Swallow,
+            Some(Due::Faked) => Verdict::AsParse,
+            // Not asked for: the server's own affair.
+            Some(Due::CopyEnd | Due::Sync | Due::Query) | None => return Verdict::Pass,
+        };
+        self.due.pop_front();
+        verdict
+    }
+
+    /// An ErrorResponse came.
+    pub(super) fn failed(&mut self) {
+        self.copying = false;
+        self.skipping = !self.is_simple();
+    }
+
+    /// CopyInResponse or CopyBothResponse came: the server ignores the Syncs that were sent in front of the data.
+    pub(super) fn copy_begins(&mut self) {
+        let mut kept = VecDeque::with_capacity(self.due.len());
+        let mut ended = false;
+        for due in self.due.drain(..) {
+            match due {
+                Due::CopyEnd if !ended => ended = true,
+                Due::Sync if !ended => self.cycles -= 1,
+                Due::Parse(_)
+                | Due::Injected(_)
+                | Due::Faked
+                | Due::Close
+                | Due::Evicted
+                | Due::CopyEnd
+                | Due::Sync
+                | Due::Query => kept.push_back(due),
+            }
+        }
+        self.due = kept;
+        self.copying = !ended;
+    }
+
+    /// ReadyForQuery came: the statements whose Parse the server has skipped are given to `lost`.
+    pub(super) fn ready(&mut self, mut lost: impl FnMut(StatementId)) {
+        let skipping = std::mem::take(&mut self.skipping);
+        // After an error in an extended cycle a Query is skipped like everything else, up to the Sync.
+        let wants_sync = skipping && self.due.contains(&Due::Sync);
+        while let Some(due) = self.due.pop_front() {
+            match due {
+                Due::Sync => {
+                    self.cycles -= 1;
+                    return;
+                }
+                Due::Query => {
+                    self.cycles -= 1;
+                    if !wants_sync {
+                        return;
+                    }
+                }
+                Due::Parse(Some(id)) | Due::Injected(Some(id)) => lost(id),
+                Due::Parse(None)
+                | Due::Injected(None)
+                | Due::Faked
+                | Due::Close
+                | Due::Evicted
+                | Due::CopyEnd => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(expected: &mut Expected) -> Vec<StatementId> {
+        let mut lost = Vec::new();
+        expected.ready(|id| lost.push(id));
+        lost
+    }
+
+    #[test]
+    fn answers_to_messages_of_the_router_are_told_apart() {
+        let mut expected = Expected::default();
+        expected.faked();
+        expected.injected(Some(7));
+        expected.parse(Some(8));
+        expected.evicted();
+        expected.close();
+        expected.sync();
+        let verdicts = std::array::from_fn(|_| expected.completed());
+        assert_eq!(
+            verdicts,
+            [
+                Verdict::AsParse,
+                Verdict::Swallow,
+                Verdict::Pass,
+                Verdict::Swallow,
+                Verdict::Pass,
+                Verdict::Pass
+            ]
+        );
+        assert_eq!((lost(&mut expected), expected.cycles()), (vec![], 0));
+    }
+
+    #[test]
+    fn an_error_skips_to_the_next_sync() {
+        let mut expected = Expected::default();
+        expected.injected(Some(1));
+        expected.parse(Some(2));
+        assert_eq!(expected.completed(), Verdict::Swallow);
+        expected.failed();
+        expected.query();
+        expected.sync();
+        expected.parse(Some(3));
+        expected.sync();
+        assert_eq!(lost(&mut expected), [2]);
+        assert_eq!(expected.cycles(), 1);
+        assert_eq!(expected.completed(), Verdict::Pass);
+        assert_eq!((lost(&mut expected), expected.cycles()), (vec![], 0));
+    }
+
+    #[test]
+    fn an_error_of_a_query_ends_with_it() {
+        let mut expected = Expected::default();
+        expected.query();
+        expected.sync();
+        expected.failed();
+        assert_eq!((lost(&mut expected), expected.cycles()), (vec![], 1));
+    }
+
+    #[test]
+    fn syncs_within_a_copy_are_not_answered() {
+        // As libpq does: Execute, Sync, then the data, CopyDone, Sync.
+        let mut expected = Expected::default();
+        expected.sync();
+        expected.copy_begins();
+        expected.sync();
+        assert_eq!((expected.cycles(), expected.is_settled()), (0, false));
+        assert!(expected.copy_end());
+        expected.sync();
+        assert_eq!((lost(&mut expected), expected.cycles()), (vec![], 0));
+        // All of it sent at once.
+        expected.sync();
+        assert!(!expected.copy_end());
+        expected.sync();
+        expected.copy_begins();
+        assert_eq!(expected.cycles(), 1);
+        assert_eq!((lost(&mut expected), expected.cycles()), (vec![], 0));
+        // By a Query, with the next one behind it.
+        expected.query();
+        assert!(!expected.copy_end());
+        expected.query();
+        expected.copy_begins();
+        assert_eq!(expected.cycles(), 2);
+    }
+}

@@ -1,0 +1,247 @@
+//! What a client is told when it cannot go on as it would have: no server, or a server lost on the way.
+
+use synapsedb_core::ids::NodeId;
+use synapsedb_pg::sql::traits::{Flags, Traits};
+
+use super::metrics::EndedBy;
+use super::server::Server;
+use super::session::{Ended, Session};
+use super::startup::{self, Failure};
+use super::upstream::{HEADER_BYTES, header};
+
+/// Whether the client is in a transaction that was lost with its server connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aborted {
+    No,
+    Yes,
+    /// Its ROLLBACK has come, as far as its Parse or Bind.
+    Ending,
+}
+
+const LOOK: &str = "Connect again. A transaction in progress was rolled back, unless its COMMIT had been sent: then look \
+                    whether it took effect.";
+
+/// The node is no longer the primary: its open transaction was given up.
+pub(super) fn moved(node: NodeId, primary: Option<NodeId>) -> String {
+    match primary {
+        Some(primary) => format!("the primary is now node {primary}, no longer node {node}"),
+        None => format!("node {node} is no longer the primary"),
+    }
+}
+
+/// A session that cannot move must end.
+pub(super) fn primary_changed(primary: Option<NodeId>) -> Failure {
+    let message = match primary {
+        Some(primary) => {
+            format!("terminating connection because the primary is now node {primary}")
+        }
+        None => "terminating connection because its node is no longer the primary".to_owned(),
+    };
+    Failure { sqlstate: "57P01", message, hint: LOOK.to_owned() }
+}
+
+impl Session {
+    /// Whether a request is there that needs a server; those that need none are answered.
+    ///
+    /// # Errors
+    /// The session has ended.
+    pub(super) fn needs_server(&mut self) -> Result<bool, Ended> {
+        loop {
+            let discarded = self.discarding.min(self.inbox.len());
+            if discarded > 0 {
+                self.inbox.drain(..discarded);
+                self.discarding -= discarded;
+            }
+            let (tag, length) = match header(&self.inbox) {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(false),
+                Err(failure) => return Err(Ended::telling(EndedBy::Client, &failure)),
+            };
+            let whole = HEADER_BYTES + length;
+            // A server connection is not held by half a request.
+            let needed = whole.min(self.worker.shared.config.query_bytes_max);
+            let is_there = self.inbox.len() >= needed;
+            match tag {
+                b'X' => return Err(Ended::quietly(EndedBy::Client)),
+                b'S' => {
+                    if let Some(failure) = self.doomed.take() {
+                        self.unsent.extend_from_slice(&failure.error());
+                    }
+                    self.skipping = false;
+                    self.ready();
+                }
+                // Flush, and what is left of a COPY that has failed.
+                b'H' | b'd' | b'c' | b'f' => {}
+                _ if self.skipping => {}
+                _ if !is_there => return Ok(false),
+                _ if self.aborted != Aborted::No => self.in_aborted_transaction(tag, length),
+                _ => match self.doomed.take() {
+                    Some(failure) => self.answer_with(&failure, tag),
+                    None => return Ok(true),
+                },
+            }
+            self.discarding = whole;
+        }
+    }
+
+    /// ReadyForQuery, in the state that the client is in.
+    fn ready(&mut self) {
+        let status = if self.aborted == Aborted::No { b'I' } else { b'E' };
+        self.unsent.extend_from_slice(&[b'Z', 0, 0, 0, 5, status]);
+    }
+
+    /// Answers a request of this kind with an error.
+    fn answer_with(&mut self, failure: &Failure, tag: u8) {
+        self.unsent.extend_from_slice(&failure.error());
+        if matches!(tag, b'Q' | b'F') {
+            self.ready();
+        } else {
+            self.skipping = true;
+        }
+    }
+
+    /// Answers a request in a transaction that was lost with its server connection: as PostgreSQL does in one that
+    /// has failed, so that nothing meant for the transaction is done outside it.
+    fn in_aborted_transaction(&mut self, tag: u8, length: usize) {
+        let body = self.inbox.get(HEADER_BYTES..HEADER_BYTES + length).unwrap_or_default();
+        let (first, rest) = split(body);
+        let ends = |text: &[u8]| Traits::of(text).flags.has(Flags::END);
+        let answer: &[u8] = match tag {
+            b'Q' if ends(first) => {
+                self.aborted = Aborted::No;
+                self.doomed = None;
+                b"C\0\0\0\x0dROLLBACK\0"
+            }
+            b'P' if ends(split(rest).0) => {
+                self.aborted = Aborted::Ending;
+                b"1\0\0\0\x04"
+            }
+            b'B' => {
+                let known = self.prepared.get(split(rest).0);
+                if known.is_some_and(|statement| statement.traits.has(Flags::END)) {
+                    self.aborted = Aborted::Ending;
+                }
+                if self.aborted == Aborted::Ending { b"2\0\0\0\x04" } else { b"" }
+            }
+            b'D' if self.aborted == Aborted::Ending && first.first() == Some(&b'S') => {
+                b"t\0\0\0\x06\0\0n\0\0\0\x04"
+            }
+            b'D' if self.aborted == Aborted::Ending => b"n\0\0\0\x04",
+            b'E' if self.aborted == Aborted::Ending => {
+                self.aborted = Aborted::No;
+                self.doomed = None;
+                b"C\0\0\0\x0dROLLBACK\0"
+            }
+            b'C' => {
+                if let Some(name) = first.strip_prefix(b"S") {
+                    self.prepared.remove(name);
+                }
+                b"3\0\0\0\x04"
+            }
+            _ => b"",
+        };
+        self.unsent.extend_from_slice(answer);
+        if answer.is_empty() {
+            let failure = self.doomed.take().unwrap_or_else(|| Failure {
+                sqlstate: "25P02",
+                message: "current transaction is aborted, commands ignored until end of transaction block"
+                    .to_owned(),
+                hint: String::new(),
+            });
+            self.answer_with(&failure, tag);
+        } else if tag == b'Q' {
+            self.ready();
+        }
+    }
+
+    /// There is no server for the request at hand: it is answered with the reason, and the session goes on.
+    pub(super) fn refuse(&mut self, failure: Failure) {
+        self.fresh = false;
+        self.doomed = Some(failure);
+    }
+
+    /// The server connection broke. The session's end, if it cannot go on.
+    pub(super) fn server_lost(&mut self, server: &Server, why: &str) -> Option<Ended> {
+        let node = server.node();
+        tracing::debug!(%node, "a server connection was lost: {why}");
+        if self.keeps_server() {
+            if server.passing > 0 || !server.inbox.is_empty() {
+                return Some(Ended::quietly(EndedBy::ServerLost));
+            }
+            let last = server.fatal.clone().unwrap_or_else(|| {
+                let message = format!(
+                    "the connection to the PostgreSQL server of node {node} was lost: {why}"
+                );
+                Failure { sqlstate: "08006", message, hint: LOOK.to_owned() }.fatal()
+            });
+            let said = server.expected.cycles() == 0 && server.fatal.is_none();
+            let by = if said { EndedBy::Server } else { EndedBy::ServerLost };
+            return Some(Ended { by, last });
+        }
+        self.worker.shared.metrics.ended(EndedBy::ServerLost);
+        let said = server.fatal.as_ref();
+        let said = said.and_then(|message| startup::error_field(&message[HEADER_BYTES..], b'M'));
+        self.transaction_lost(
+            server,
+            &format!("the server connection to node {node} was lost: {}", said.unwrap_or(why)),
+        )
+    }
+
+    /// What was under way on a server connection has no answer: the client gets an error in its place and keeps its
+    /// session, unless it is in the middle of a message.
+    pub(super) fn transaction_lost(&mut self, server: &Server, why: &str) -> Option<Ended> {
+        if server.passing > 0 || !server.inbox.is_empty() {
+            return Some(Ended::quietly(EndedBy::ServerLost));
+        }
+        let cycles = server.expected.cycles();
+        let in_transaction = server.status != b'I';
+        if cycles == 0 && !self.batch_open && !in_transaction {
+            return None;
+        }
+        let in_flight = cycles > 0 || self.batch_open;
+        let failure = self.lost_as(in_transaction, in_flight, why);
+        if in_transaction && !(in_flight && self.traits.has(Flags::END)) {
+            self.aborted = Aborted::Yes;
+        }
+        let error = failure.error();
+        for _ in 0..cycles {
+            self.unsent.extend_from_slice(&error);
+            self.ready();
+        }
+        if self.batch_open {
+            self.unsent.extend_from_slice(&error);
+            self.skipping = true;
+        } else if cycles == 0 {
+            self.doomed = Some(failure);
+        }
+        self.discarding = std::mem::take(&mut self.passing);
+        self.batch_open = false;
+        None
+    }
+
+    /// What the outcome of the lost work is, as far as it is known.
+    fn lost_as(&self, in_transaction: bool, in_flight: bool, why: &str) -> Failure {
+        let commits = self.traits.has(Flags::END) || !in_transaction;
+        let wrote = self.traits.has(Flags::WRITES);
+        if in_flight && commits && wrote {
+            return Failure {
+                sqlstate: "08007",
+                message: format!("{why}; whether the transaction took effect is unknown"),
+                hint: "Look whether it took effect before you repeat it.".to_owned(),
+            };
+        }
+        Failure {
+            sqlstate: "40001",
+            message: format!("{why}; the transaction was rolled back"),
+            hint: "Repeat the transaction: the session goes on.".to_owned(),
+        }
+    }
+}
+
+/// A text up to its end, and what follows.
+fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
+    match bytes.iter().position(|&byte| byte == 0) {
+        Some(end) => (&bytes[..end], &bytes[end + 1..]),
+        None => (bytes, &[]),
+    }
+}

@@ -1,0 +1,324 @@
+//! The server connections of one role in one database of one node: lent to clients, in the order in which they ask.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::account::Account;
+use super::login::Origin;
+use super::server::{self, Address, ConnectError, Server};
+use super::settings::{Settings, can_serve};
+use super::worker::Worker;
+
+/// What a pool has done and does, for those who look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// Connections to the server, those in the making included.
+    pub(super) open: usize,
+    pub(super) idle: usize,
+    pub(super) connecting: usize,
+    /// Clients that wait for a connection.
+    pub(super) waiting: usize,
+    /// How long the first of them has waited.
+    pub(super) waited_longest: Duration,
+}
+
+/// Connections of one kind.
+pub(super) struct Pool {
+    worker: Weak<Worker>,
+    account: Weak<Account>,
+    pub(super) address: Rc<Address>,
+    idle: RefCell<Vec<Box<Server>>>,
+    open: Cell<usize>,
+    connecting: Cell<usize>,
+    waiting: RefCell<VecDeque<Rc<Waiter>>>,
+    /// Connections that were opened before then are not lent again.
+    opened_after: Cell<Option<Instant>>,
+    /// Transactions of this worker on the node, those of all its pools.
+    pub(super) lent: Rc<Cell<u64>>,
+}
+
+/// A client that waits.
+struct Waiter {
+    origin: Rc<Origin>,
+    wanted: Rc<Settings>,
+    since: Instant,
+    got: RefCell<Option<Result<Box<Server>, ConnectError>>>,
+    waker: RefCell<Option<Waker>>,
+    /// It waits no more.
+    gone: Cell<bool>,
+}
+
+impl Waiter {
+    fn give(&self, got: Result<Box<Server>, ConnectError>) {
+        *self.got.borrow_mut() = Some(got);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Why a client got no connection.
+#[derive(Debug)]
+pub(super) enum NoServer {
+    /// The server could not be reached, or refused.
+    Connect(ConnectError),
+    /// All connections were in use for too long.
+    Timeout { waited: Duration, size: usize },
+}
+
+impl Pool {
+    pub(super) fn new(worker: &Rc<Worker>, account: &Rc<Account>, address: Rc<Address>) -> Self {
+        Self {
+            worker: Rc::downgrade(worker),
+            account: Rc::downgrade(account),
+            idle: RefCell::default(),
+            open: Cell::new(0),
+            connecting: Cell::new(0),
+            waiting: RefCell::default(),
+            opened_after: Cell::new(None),
+            lent: worker.lent(address.node),
+            address,
+        }
+    }
+
+    /// A connection that is idle now, one with the wanted settings first; `None` when there is none, or others wait.
+    pub(super) fn take(&self, wanted: &Rc<Settings>) -> Option<Box<Server>> {
+        if !self.waiting.borrow().is_empty() {
+            return None;
+        }
+        self.take_idle(wanted)
+    }
+
+    fn take_idle(&self, wanted: &Rc<Settings>) -> Option<Box<Server>> {
+        loop {
+            let mut idle = self.idle.borrow_mut();
+            let same = idle.iter().rposition(|server| Rc::ptr_eq(&server.applied, wanted));
+            let place = same
+                .or_else(|| idle.iter().rposition(|server| can_serve(&server.startup, wanted)))?;
+            let server = idle.remove(place);
+            // Whatever an idle server has to say, it is most often its end.
+            if !server.io.has_news() {
+                return Some(server);
+            }
+            drop(idle);
+            self.lost();
+        }
+    }
+
+    /// Waits for a connection.
+    pub(super) async fn wait(
+        self: &Rc<Self>,
+        origin: &Rc<Origin>,
+        wanted: &Rc<Settings>,
+        patience: Duration,
+    ) -> Result<Box<Server>, NoServer> {
+        let waiter = Rc::new(Waiter {
+            origin: Rc::clone(origin),
+            wanted: Rc::clone(wanted),
+            since: Instant::now(),
+            got: RefCell::default(),
+            waker: RefCell::default(),
+            gone: Cell::new(false),
+        });
+        self.waiting.borrow_mut().push_back(Rc::clone(&waiter));
+        let place = Place { pool: self, waiter: &waiter };
+        self.serve_waiting();
+        let got = poll_fn(|cx| match waiter.got.borrow_mut().take() {
+            Some(got) => Poll::Ready(got),
+            None => {
+                *waiter.waker.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        });
+        let got = timeout(patience, got).await;
+        drop(place);
+        match got {
+            Ok(Ok(server)) => Ok(server),
+            Ok(Err(error)) => Err(NoServer::Connect(error)),
+            Err(_) => {
+                let waited = waiter.since.elapsed();
+                Err(NoServer::Timeout { waited, size: self.size_max() })
+            }
+        }
+    }
+
+    /// Takes a connection back that was lent and is quiet, outside a transaction.
+    pub(super) fn give_back(self: &Rc<Self>, mut server: Box<Server>) {
+        server.used = Instant::now();
+        if self.is_worn_out(&server) {
+            self.lost();
+            self.serve_waiting();
+            return;
+        }
+        let first = self.first_waiting();
+        match first {
+            Some(waiter) if can_serve(&server.startup, &waiter.wanted) => {
+                self.waiting.borrow_mut().pop_front();
+                waiter.give(Ok(server));
+            }
+            Some(_) => {
+                // It has a startup setting that the next client has not: only a new connection is without it.
+                self.lost();
+                self.serve_waiting();
+            }
+            None => self.idle.borrow_mut().push(server),
+        }
+    }
+
+    /// A connection that was lent has ended.
+    pub(super) fn end(self: &Rc<Self>) {
+        self.lost();
+        self.serve_waiting();
+    }
+
+    /// Takes a new connection in that counts, and lends it to whoever opened it.
+    pub(super) fn count_new(&self) {
+        self.open.set(self.open.get() + 1);
+    }
+
+    fn lost(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+    }
+
+    fn first_waiting(&self) -> Option<Rc<Waiter>> {
+        let mut waiting = self.waiting.borrow_mut();
+        while waiting.front().is_some_and(|waiter| waiter.gone.get()) {
+            waiting.pop_front();
+        }
+        waiting.front().cloned()
+    }
+
+    /// Gives the first who wait what there is, and opens connections for the others as far as the size allows.
+    fn serve_waiting(self: &Rc<Self>) {
+        while let Some(waiter) = self.first_waiting() {
+            let Some(server) = self.take_idle(&waiter.wanted) else { break };
+            self.waiting.borrow_mut().pop_front();
+            waiter.give(Ok(server));
+        }
+        let mut unserved = self.waiting.borrow().iter().filter(|waiter| !waiter.gone.get()).count();
+        unserved = unserved.saturating_sub(self.connecting.get());
+        while unserved > 0 {
+            if self.open.get() >= self.size_max() {
+                // Idle ones that are left do not fit who waits: one makes room.
+                if self.idle.borrow_mut().pop().is_none() {
+                    return;
+                }
+                self.lost();
+            }
+            self.connect();
+            unserved -= 1;
+        }
+    }
+
+    /// Opens a connection for whoever waits first.
+    fn connect(self: &Rc<Self>) {
+        let (Some(worker), Some(account)) = (self.worker.upgrade(), self.account.upgrade()) else {
+            return;
+        };
+        let Some(waiter) = self.first_waiting() else { return };
+        self.open.set(self.open.get() + 1);
+        self.connecting.set(self.connecting.get() + 1);
+        let pool = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let keys = account.keys();
+            let config = &worker.shared.config;
+            let origin = &waiter.origin;
+            let opened =
+                server::open(&pool.address, &origin.parameters, keys.as_ref(), config).await;
+            pool.connecting.set(pool.connecting.get() - 1);
+            match opened {
+                Ok(opened) => {
+                    worker.reached(pool.address.node);
+                    let mut server = opened.server;
+                    server.reported = worker.settings.intern(Settings::clone(&server.reported));
+                    server.startup = Rc::clone(&origin.settings);
+                    server.applied = Rc::clone(&origin.settings);
+                    pool.give_back(Box::new(server));
+                }
+                Err(error) => {
+                    worker.failed_to_reach(pool.address.node, &error);
+                    pool.lost();
+                    pool.fail(&error);
+                }
+            }
+        });
+    }
+
+    /// A connection could not be opened: whoever waits is told, unless other connections are there to wait for.
+    fn fail(self: &Rc<Self>, error: &ConnectError) {
+        if error.is_passing() && self.open.get() > self.connecting.get() {
+            return;
+        }
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        for waiter in waiting {
+            waiter.give(Err(error.clone()));
+        }
+    }
+
+    fn size_max(&self) -> usize {
+        self.worker.upgrade().map_or(1, |worker| worker.pool_size())
+    }
+
+    fn is_worn_out(&self, server: &Server) -> bool {
+        let lifetime = self.worker.upgrade().map(|worker| worker.shared.config.server_lifetime_ms);
+        let lifetime = Duration::from_millis(lifetime.unwrap_or(0));
+        (!lifetime.is_zero() && server.opened.elapsed() >= lifetime)
+            || self.opened_after.get().is_some_and(|after| server.opened <= after)
+    }
+
+    /// Closes idle connections that have been so for too long, or live for too long, or have ended.
+    pub(super) fn sweep(self: &Rc<Self>, idle_max: Duration) {
+        let old = |server: &Server| {
+            (!idle_max.is_zero() && server.used.elapsed() >= idle_max)
+                || self.is_worn_out(server)
+                || server.io.has_news()
+        };
+        let before = self.idle.borrow().len();
+        self.idle.borrow_mut().retain(|server| !old(server));
+        let closed = before - self.idle.borrow().len();
+        for _ in 0..closed {
+            self.lost();
+        }
+        self.serve_waiting();
+    }
+
+    /// Closes all idle connections, and lets those that are lent end when they come back.
+    pub(super) fn renew(self: &Rc<Self>) {
+        self.opened_after.set(Some(Instant::now()));
+        self.sweep(Duration::ZERO);
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let waiting = self.waiting.borrow();
+        let waits = || waiting.iter().filter(|waiter| !waiter.gone.get());
+        Counts {
+            open: self.open.get(),
+            idle: self.idle.borrow().len(),
+            connecting: self.connecting.get(),
+            waiting: waits().count(),
+            waited_longest: waits().next().map_or(Duration::ZERO, |first| first.since.elapsed()),
+        }
+    }
+}
+
+/// A client's place in the queue; dropped, it is given up, and a connection that was just handed over goes back.
+struct Place<'a> {
+    pool: &'a Rc<Pool>,
+    waiter: &'a Rc<Waiter>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.waiter.gone.set(true);
+        let got = self.waiter.got.borrow_mut().take();
+        if let Some(Ok(server)) = got {
+            self.pool.give_back(server);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a client has left on a server connection, as the server itself says, and how it is put on another one.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::rc::Rc;
+
+use synapsedb_pg::quote;
+
+use super::server::{AskError, Server};
+use super::settings::{Settings, difference};
+use super::worker::Worker;
+
+/// The reasons for which a session keeps its connection, as `state.sql` gives them.
+const PINS: [&str; 5] = [
+    "temporary tables",
+    "advisory locks",
+    "cursors WITH HOLD",
+    "LISTEN",
+    "prepared statements by PREPARE",
+];
+
+/// What is on a server connection.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Settings made by SET and the like.
+    session: Settings,
+    /// What keeps the connection with its client.
+    pub(super) pin: Option<&'static str>,
+}
+
+impl Found {
+    /// The settings that the client wants on another connection: those it began with, and what it has set since.
+    pub(super) fn wanted(&self, began: &Settings) -> Settings {
+        let mut wanted = began.clone();
+        wanted.extend(self.session.iter().map(|(name, value)| (name.clone(), value.clone())));
+        wanted
+    }
+}
+
+/// Asks the server what the session of `user` has left; `names` are two-part settings that it may have made.
+///
+/// # Errors
+/// The connection broke, or the server refuses the question.
+pub(super) async fn look(
+    server: &mut Server,
+    user: &str,
+    names: &BTreeSet<String>,
+    worker: &Worker,
+) -> Result<Found, AskError> {
+    let mut sql = include_str!("state.sql").to_owned();
+    for name in names {
+        let name = quote::literal(name);
+        let _ = write!(
+            sql,
+            " union all select 'custom', {name}, pg_catalog.current_setting({name}, true)"
+        );
+    }
+    let rows = server.ask(&sql).await?;
+    server.reported = worker.settings.intern(Settings::clone(&server.reported));
+    let mut found = Found::default();
+    let mut applied = Settings::new();
+    for row in rows {
+        match &row[..] {
+            [Some(kind), Some(name), Some(value)] => match kind.as_str() {
+                "client" => {
+                    applied.insert(name.clone(), value.clone());
+                }
+                "session" => {
+                    applied.insert(name.clone(), value.clone());
+                    found.session.insert(name.clone(), value.clone());
+                }
+                // A setting of two parts that was reset is empty.
+                "custom" if !value.is_empty() || server.applied.contains_key(name) => {
+                    applied.insert(name.clone(), value.clone());
+                    found.session.insert(name.clone(), value.clone());
+                }
+                _ => {}
+            },
+            [Some(kind), None, Some(value)] if kind == "user" && value != user => {
+                applied.insert("session_authorization".to_owned(), value.clone());
+                found.session.insert("session_authorization".to_owned(), value.clone());
+            }
+            [Some(kind), None, Some(value)] if kind == "pin" => {
+                found.pin = PINS.into_iter().find(|pin| pin == value).or(found.pin);
+            }
+            _ => {}
+        }
+    }
+    server.applied = worker.settings.intern(applied);
+    Ok(found)
+}
+
+/// Gives a connection these settings.
+///
+/// # Errors
+/// The connection broke, or the server refuses one of them; none is made then.
+pub(super) async fn restore(
+    server: &mut Server,
+    wanted: &Rc<Settings>,
+    worker: &Worker,
+) -> Result<(), AskError> {
+    let sql = difference(&server.applied, wanted);
+    if !sql.is_empty() {
+        server.ask(&sql).await?;
+        server.reported = worker.settings.intern(Settings::clone(&server.reported));
+    }
+    server.applied = Rc::clone(wanted);
+    Ok(())
+}

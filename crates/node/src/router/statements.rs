@@ -1,0 +1,98 @@
+//! The prepared statements of all clients of a worker: the same text and types are one statement, under one name on
+//! the servers.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+
+use synapsedb_pg::sql::traits::Flags;
+
+use super::expected::StatementId;
+
+/// The names of the router's prepared statements begin with this.
+pub(super) const NAME_PREFIX: &str = "__synapsedb_";
+
+/// A statement that clients have prepared.
+#[derive(Debug)]
+pub(super) struct Statement {
+    pub(super) id: StatementId,
+    /// Its name on the servers.
+    pub(super) name: Box<[u8]>,
+    /// The Parse message's body behind the name: the text, its end, the parameter types.
+    pub(super) body: Rc<[u8]>,
+    /// What the text may do ([`synapsedb_pg::sql::Traits`]).
+    pub(super) traits: Flags,
+    /// Its plan no longer fits the schema: whoever prepares the text again gets another statement.
+    pub(super) stale: Cell<bool>,
+}
+
+/// The statements that are known.
+#[derive(Debug, Default)]
+pub(super) struct Statements {
+    known: RefCell<HashMap<Rc<[u8]>, Weak<Statement>>>,
+    next: Cell<StatementId>,
+    sweep_at: Cell<usize>,
+}
+
+/// With fewer statements known, those that nobody holds are left.
+const SWEEP_MIN: usize = 256;
+
+impl Statements {
+    /// The statement of a Parse body (without the name); `traits` are those of its text, if it is new.
+    pub(super) fn intern(&self, body: &[u8], traits: impl FnOnce() -> Flags) -> Rc<Statement> {
+        let mut known = self.known.borrow_mut();
+        let same = known.get(body).and_then(Weak::upgrade);
+        if let Some(same) = same.filter(|same| !same.stale.get()) {
+            return same;
+        }
+        if known.len() >= self.sweep_at.get().max(SWEEP_MIN) {
+            known.retain(|_, statement| statement.strong_count() > 0);
+            self.sweep_at.set(known.len() * 2);
+        }
+        let id = self.next.get() + 1;
+        self.next.set(id);
+        let body: Rc<[u8]> = body.into();
+        let statement = Rc::new(Statement {
+            id,
+            name: format!("{NAME_PREFIX}{id}").into_bytes().into(),
+            body: Rc::clone(&body),
+            traits: traits(),
+            stale: Cell::new(false),
+        });
+        known.insert(body, Rc::downgrade(&statement));
+        statement
+    }
+
+    /// How many are known.
+    pub(super) fn len(&self) -> usize {
+        self.known.borrow().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_text_is_the_same_statement_until_it_is_stale() {
+        let statements = Statements::default();
+        let first = statements.intern(b"select 1\0\0\0", || Flags::WRITES);
+        let again = statements.intern(b"select 1\0\0\0", Flags::default);
+        assert!(Rc::ptr_eq(&first, &again));
+        assert_eq!((again.traits, &*again.name), (Flags::WRITES, b"__synapsedb_1".as_slice()));
+        first.stale.set(true);
+        let newer = statements.intern(b"select 1\0\0\0", Flags::default);
+        assert_eq!((newer.id, newer.traits), (2, Flags::default()));
+    }
+
+    #[test]
+    fn what_nobody_holds_is_forgotten() {
+        let statements = Statements::default();
+        let held = statements.intern(b"held", Flags::default);
+        for n in 0..10_000 {
+            statements.intern(format!("{n}").as_bytes(), Flags::default);
+        }
+        assert!(statements.len() <= SWEEP_MIN + 1);
+        assert!(Rc::ptr_eq(&held, &statements.intern(b"held", Flags::default)));
+    }
+}

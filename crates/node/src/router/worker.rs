@@ -1,0 +1,412 @@
+//! One thread of the router: its listeners, its clients and their server connections, none of them shared.
+//!
+//! A client stays on the worker that accepted it, and is served by that worker's server connections: no lock, no
+//! wake-up of another thread, nothing moved between cores while a query passes.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::TcpListener as StdListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use synapsedb_core::ids::NodeId;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::account::Account;
+use super::breaker::{Breakers, Passage};
+use super::choose::{Choice, Why, choose};
+use super::entry::{End, Entry};
+use super::metrics::Refused;
+use super::roles::Roles;
+use super::server::{self, Address, ConnectError};
+use super::settings::Interner;
+use super::statements::Statements;
+use super::{Endpoint, PoolSnapshot, SessionSnapshot, Shared, Snapshot, login};
+
+/// After a failed accept (no file descriptor left, mostly): a rest instead of a spin.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// Between two looks at what has been idle for too long.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// What one read takes at most, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What a worker is told from outside.
+pub(super) enum Command {
+    /// Cancel what a session works on, if the secret is right; answers when the server has been told.
+    Cancel { pid: u32, key: bytes::Bytes, done: oneshot::Sender<()> },
+    /// Say what goes on.
+    Look(oneshot::Sender<Snapshot>),
+    /// End all sessions, and then the worker.
+    Drain,
+}
+
+/// The worker's state; everything that belongs to one client is in its session.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) index: u16,
+    pub(super) settings: Interner,
+    pub(super) statements: Statements,
+    pub(super) roles: Roles,
+    pub(super) sessions: RefCell<HashMap<u32, Rc<Entry>>>,
+    /// Where bytes are read to, for the moment in which they are looked at.
+    pub(super) scratch: RefCell<Box<[u8]>>,
+    /// Where bytes are put together that do not go on as they came.
+    pub(super) spliced: RefCell<Vec<u8>>,
+    accounts: RefCell<HashMap<(String, String), Rc<Account>>>,
+    routes: RefCell<Routes>,
+    lent: RefCell<HashMap<NodeId, Rc<Cell<u64>>>>,
+    breakers: RefCell<Breakers>,
+    next_session: Cell<u32>,
+}
+
+/// Where transactions may go at this moment.
+struct Routes {
+    primary: Result<Rc<Address>, Why>,
+    readers: Result<Vec<Reader>, Why>,
+}
+
+struct Reader {
+    address: Rc<Address>,
+    lent: Rc<Cell<u64>>,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, index: u16) -> Rc<Self> {
+        let roles = Roles::new(shared.local.as_ref().map(|local| local.control.clone()));
+        let nowhere = Routes { primary: Err(Why::NoPrimary), readers: Err(Why::NoPrimary) };
+        let worker = Rc::new(Self {
+            shared,
+            index,
+            settings: Interner::default(),
+            statements: Statements::default(),
+            roles,
+            sessions: RefCell::default(),
+            scratch: RefCell::new(vec![0; READ_BYTES].into()),
+            spliced: RefCell::default(),
+            accounts: RefCell::default(),
+            routes: RefCell::new(nowhere),
+            lent: RefCell::default(),
+            breakers: RefCell::default(),
+            next_session: Cell::new(0),
+        });
+        worker.reroute();
+        worker
+    }
+
+    /// Connections that a pool of this worker may have: its part of `pool_size`.
+    pub(super) fn pool_size(&self) -> usize {
+        let (all, workers) = (self.shared.config.pool_size, self.shared.workers.max(1));
+        all.div_ceil(workers).max(1)
+    }
+
+    /// A number for a new session, its process id as the client sees it: it says whom to ask for a cancel request.
+    pub(super) fn next_pid(&self) -> u32 {
+        loop {
+            let next = self.next_session.get().wrapping_add(1) % super::pid::SESSIONS_MAX;
+            self.next_session.set(next);
+            let pid = super::pid::make(self.shared.own, self.index, next);
+            if !self.sessions.borrow().contains_key(&pid) {
+                return pid;
+            }
+        }
+    }
+
+    pub(super) fn account(&self, user: &str, database: &str) -> Rc<Account> {
+        let mut accounts = self.accounts.borrow_mut();
+        let key = (user.to_owned(), database.to_owned());
+        Rc::clone(accounts.entry(key).or_insert_with(|| Rc::new(Account::new(user, database))))
+    }
+
+    /// How long is waited for a client to take the last message.
+    pub(super) fn farewell(&self) -> Duration {
+        Duration::from_millis(self.shared.config.farewell_ms)
+    }
+
+    pub(super) fn accounts(&self) -> Vec<Rc<Account>> {
+        self.accounts.borrow().values().cloned().collect()
+    }
+
+    /// The node for a transaction that begins now. Reads go to the node with the fewest transactions of this worker,
+    /// on a tie to the agent's own.
+    pub(super) fn pick(&self, endpoint: Endpoint) -> Result<Rc<Address>, Why> {
+        let routes = self.routes.borrow();
+        match endpoint {
+            Endpoint::Write => routes.primary.clone(),
+            Endpoint::Read => {
+                let readers = routes.readers.as_ref().map_err(Why::clone)?;
+                let now = Instant::now();
+                let breakers = self.breakers.borrow();
+                let rank = |reader: &&Reader| {
+                    (breakers.passage(reader.address.node, now), reader.lent.get())
+                };
+                let best = readers.iter().min_by_key(rank).ok_or(Why::NobodyReady(Vec::new()))?;
+                let passage = breakers.passage(best.address.node, now);
+                drop(breakers);
+                if passage == Passage::HalfOpen {
+                    self.breakers.borrow_mut().tried(best.address.node, now, self.rest());
+                }
+                Ok(Rc::clone(&best.address))
+            }
+        }
+    }
+
+    /// Whether a transaction of this endpoint may still begin on the node.
+    pub(super) fn may_serve(&self, endpoint: Endpoint, node: NodeId) -> bool {
+        match endpoint {
+            Endpoint::Write => {
+                matches!(&self.routes.borrow().primary, Ok(primary) if primary.node == node)
+            }
+            Endpoint::Read => true,
+        }
+    }
+
+    /// The number of this worker's transactions on a node.
+    pub(super) fn lent(&self, node: NodeId) -> Rc<Cell<u64>> {
+        Rc::clone(self.lent.borrow_mut().entry(node).or_default())
+    }
+
+    pub(super) fn reached(&self, node: NodeId) {
+        self.breakers.borrow_mut().reached(node);
+    }
+
+    /// Only a server that cannot be reached opens the breaker: one that refuses is there.
+    pub(super) fn failed_to_reach(&self, node: NodeId, error: &ConnectError) {
+        self.shared.metrics.connect_failure(node.get());
+        tracing::debug!(%node, "a server connection could not be opened: {error}");
+        if matches!(error, ConnectError::Unreachable { .. }) {
+            self.breakers.borrow_mut().failed(node, Instant::now(), self.rest());
+        }
+    }
+
+    fn rest(&self) -> Duration {
+        Duration::from_millis(self.shared.config.retry_ms)
+    }
+
+    /// Works out anew where transactions may go.
+    fn reroute(&self) {
+        let shared = &self.shared;
+        let state = Arc::clone(&shared.state.borrow());
+        let view = Arc::clone(&shared.view.borrow());
+        let address = |target: &super::choose::Target| {
+            let local = shared.local.as_ref().filter(|_| target.node == shared.own);
+            Rc::new(Address {
+                node: target.node,
+                tcp: target.address.clone(),
+                unix: local.and_then(|local| local.socket.clone()),
+            })
+        };
+        let targets = |endpoint| match choose(endpoint, &state, &view, shared.own) {
+            Choice::Try(targets) => Ok(targets),
+            Choice::Nobody(why) => Err(why),
+        };
+        let primary = targets(Endpoint::Write).map(|targets| address(&targets[0]));
+        let readers = targets(Endpoint::Read).map(|targets| {
+            let reader = |target| Reader { address: address(target), lent: self.lent(target.node) };
+            targets.iter().map(reader).collect()
+        });
+        *self.routes.borrow_mut() = Routes { primary, readers };
+    }
+
+    /// Follows the cluster's state and what gossip sees.
+    async fn follow(self: Rc<Self>) {
+        let (mut state, mut view) = (self.shared.state.clone(), self.shared.view.clone());
+        loop {
+            let (primary, _) = (state.borrow_and_update().primary, view.borrow_and_update());
+            self.reroute();
+            for entry in self.sessions.borrow().values() {
+                entry.primary_is(primary);
+            }
+            let changed = tokio::select! {
+                changed = state.changed() => changed,
+                changed = view.changed() => changed,
+            };
+            if changed.is_err() {
+                // The state has no owner any more: the agent is stopping.
+                return;
+            }
+        }
+    }
+
+    async fn sweep(self: Rc<Self>) {
+        let idle_max = Duration::from_millis(self.shared.config.server_idle_timeout_ms);
+        loop {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            for account in self.accounts() {
+                account.pools().iter().for_each(|pool| pool.sweep(idle_max));
+            }
+            self.publish();
+        }
+    }
+
+    /// Tells the rest of the agent what goes on.
+    fn publish(&self) {
+        let snapshot = self.look();
+        let slot = &self.shared.snapshots[usize::from(self.index)];
+        *slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = snapshot;
+    }
+
+    fn look(&self) -> Snapshot {
+        let sessions = self.sessions.borrow();
+        let mut pools = Vec::new();
+        for account in self.accounts() {
+            let counters = &account.counters;
+            let mut totals = super::AccountTotals {
+                user: account.user.clone(),
+                database: account.database.clone(),
+                clients: account.clients.get(),
+                transactions: counters.transactions.get(),
+                queries: counters.queries.get(),
+                received: counters.received.get(),
+                sent: counters.sent.get(),
+                transaction_us: counters.transaction_us.get(),
+                wait_us: counters.wait_us.get(),
+                parses: counters.parses.get(),
+                binds: counters.binds.get(),
+                pools: Vec::new(),
+            };
+            for pool in account.pools() {
+                let counts = pool.counts();
+                totals.pools.push(PoolSnapshot { node: pool.address.node, counts });
+            }
+            pools.push(totals);
+        }
+        let sessions = sessions.values().map(|entry| SessionSnapshot::of(entry)).collect();
+        Snapshot { sessions, accounts: pools, statements: self.statements.len() }
+    }
+}
+
+/// The listeners of one worker.
+pub(super) struct Listeners {
+    pub(super) read: StdListener,
+    pub(super) write: StdListener,
+}
+
+/// Runs a worker to its end, which a [`Command::Drain`] begins.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    index: u16,
+    listeners: Listeners,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+) -> std::io::Result<()> {
+    let (read, write) =
+        (TcpListener::from_std(listeners.read)?, TcpListener::from_std(listeners.write)?);
+    let worker = Worker::new(shared, index);
+    tokio::task::spawn_local(Rc::clone(&worker).follow());
+    tokio::task::spawn_local(Rc::clone(&worker).sweep());
+    let accepting = async {
+        tokio::join!(
+            accept(&worker, Endpoint::Read, &read),
+            accept(&worker, Endpoint::Write, &write),
+        )
+    };
+    tokio::select! {
+        _ = accepting => {}
+        () = obey(&worker, &mut commands) => {}
+    }
+    // Connections that the kernel had taken for us are answered, not reset.
+    accept_waiting(&worker, Endpoint::Read, &read).await;
+    accept_waiting(&worker, Endpoint::Write, &write).await;
+    drop((read, write));
+    for entry in worker.sessions.borrow().values() {
+        entry.tell(End::Draining);
+    }
+    let config = &worker.shared.config;
+    let patience = config.drain_ms.saturating_add(config.farewell_ms.saturating_mul(3));
+    let ended = async {
+        while worker.shared.running.load(Ordering::Acquire) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if timeout(Duration::from_millis(patience), ended).await.is_err() {
+        let left = worker.shared.running.load(Ordering::Acquire);
+        tracing::warn!("router: {left} sessions did not end in time and are cut");
+    }
+    worker.publish();
+    Ok(())
+}
+
+/// Does what it is told until it must drain.
+async fn obey(worker: &Rc<Worker>, commands: &mut mpsc::UnboundedReceiver<Command>) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Cancel { pid, key, done } => {
+                let worker = Rc::clone(worker);
+                tokio::task::spawn_local(async move {
+                    cancel(&worker, pid, &key).await;
+                    let _ = done.send(());
+                });
+            }
+            Command::Look(answer) => {
+                worker.publish();
+                let _ = answer.send(worker.look());
+            }
+            Command::Drain => return,
+        }
+    }
+}
+
+/// Cancels what a session works on, if there is such a session, with such a key, and it works.
+async fn cancel(worker: &Worker, pid: u32, key: &[u8]) {
+    let target = {
+        let sessions = worker.sessions.borrow();
+        let entry = sessions.get(&pid).filter(|entry| entry.secret == key);
+        entry.and_then(|entry| entry.current.borrow().clone())
+    };
+    let Some(target) = target else { return };
+    if let Err(error) = server::cancel(&target, &worker.shared.config).await {
+        let address = &target.address.tcp;
+        tracing::debug!("a cancel request did not reach {address}: {error}");
+    }
+}
+
+async fn accept(worker: &Rc<Worker>, endpoint: Endpoint, listener: &TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => begin(worker, endpoint, stream),
+            Err(error) => {
+                tracing::warn!("router: the {} endpoint cannot accept: {error}", endpoint.name());
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+async fn accept_waiting(worker: &Rc<Worker>, endpoint: Endpoint, listener: &TcpListener) {
+    while let Ok(Ok((stream, _))) = timeout(Duration::ZERO, listener.accept()).await {
+        begin(worker, endpoint, stream);
+    }
+}
+
+fn begin(worker: &Rc<Worker>, endpoint: Endpoint, stream: TcpStream) {
+    match Arc::clone(&worker.shared.startups).try_acquire_owned() {
+        Ok(starting) => {
+            let running = Running::new(&worker.shared);
+            let worker = Rc::clone(worker);
+            tokio::task::spawn_local(async move {
+                login::serve(worker, endpoint, stream, starting).await;
+                drop(running);
+            });
+        }
+        Err(_) => worker.shared.metrics.refused(Refused::TooManyStartups),
+    }
+}
+
+/// Counts a connection while it lives.
+struct Running(Arc<Shared>);
+
+impl Running {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.running.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
