@@ -79,10 +79,8 @@ enum Task {
     /// Measures a cluster.
     Bench {
         /// What is to be measured.
-        #[arg(value_enum)]
-        subject: Subject,
-        #[command(flatten)]
-        options: bench::Options,
+        #[command(subcommand)]
+        subject: Measured,
     },
 }
 
@@ -90,6 +88,14 @@ enum Task {
 enum Subject {
     /// The rows on their way between the nodes.
     Replication,
+}
+
+#[derive(Subcommand)]
+enum Measured {
+    /// The rows on their way between the nodes, beside pglogical.
+    Replication(bench::Options),
+    /// The statements on their way through the router, beside PgBouncer and HAProxy.
+    Router(bench::router::Options),
 }
 
 fn main() -> ExitCode {
@@ -163,8 +169,11 @@ fn run(task: Task) -> Result<()> {
                 (false, false) => async_run(soak(release_binary()?, config)),
             }
         }
-        Task::Bench { subject: Subject::Replication, options } => {
+        Task::Bench { subject: Measured::Replication(options) } => {
             async_run(bench::run(release_binary()?, options))
+        }
+        Task::Bench { subject: Measured::Router(options) } => {
+            async_run(bench::router::run(release_binary()?, options))
         }
     }
 }

@@ -21,7 +21,7 @@ const VERSIONS: [u16; 4] = [18, 17, 16, 15];
 /// How long a server may take to start or to stop.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// The user that runs servers when we are root, which PostgreSQL refuses to be.
-const OS_USER: &str = "postgres";
+pub(crate) const OS_USER: &str = "postgres";
 
 /// A running server; ended and removed when dropped.
 pub struct Postgres {
@@ -135,7 +135,7 @@ impl Drop for Postgres {
 }
 
 /// A command that runs as a user whom PostgreSQL accepts.
-fn as_user(program: &Path) -> Command {
+pub(crate) fn as_user(program: &Path) -> Command {
     if !rustix::process::getuid().is_root() {
         return Command::new(program);
     }

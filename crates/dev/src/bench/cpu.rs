@@ -58,7 +58,7 @@ const APPLY_WORKER: &str =
     "select pid from pg_stat_activity where backend_type like 'pglogical apply%'";
 
 /// User and system time of a process with all its threads.
-fn spent_s(pid: u32) -> Result<f64> {
+pub(super) fn spent_s(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     // The name, in parentheses, may hold anything.

@@ -10,6 +10,7 @@ mod endurance;
 mod measure;
 pub(crate) mod pglogical;
 mod report;
+pub mod router;
 mod system;
 mod writer;
 

@@ -6,19 +6,47 @@ use serde::Serialize;
 use super::Options;
 use super::system::System;
 
+/// Where and by which command figures were made.
+#[derive(Serialize)]
+pub(super) struct Machine {
+    /// The command line that made them.
+    pub(super) command: String,
+    /// Processor cores of the machine.
+    pub(super) cores: usize,
+    /// Memory of the machine, GiB.
+    pub(super) memory_gib: f64,
+    /// The kernel.
+    pub(super) kernel: String,
+}
+
+impl Machine {
+    /// This machine, and the command line of this process.
+    pub(super) fn here() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let kilobytes = read("/proc/meminfo")
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok()
+            })
+            .unwrap_or(0.0);
+        // Its path would say only where the build of this machine lies.
+        let arguments: Vec<_> = std::env::args().skip(1).collect();
+        Self {
+            command: format!("cargo dev {}", arguments.join(" ")),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            memory_gib: kilobytes / f64::from(1 << 20),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}
+
 /// A report.
 #[derive(Serialize)]
 pub(super) struct Report {
-    /// The command line that made it.
-    command: String,
+    #[serde(flatten)]
+    machine: Machine,
     /// What was asked for.
     options: Options,
-    /// Processor cores of the machine.
-    cores: usize,
-    /// Memory of the machine, GiB.
-    memory_gib: f64,
-    /// The kernel.
-    kernel: String,
     /// The version of the servers.
     postgres: String,
     /// The version of the binary.
@@ -69,7 +97,8 @@ impl Row {
     }
 }
 
-fn median(values: &[f64]) -> Option<f64> {
+/// The median; nothing of nothing.
+pub(super) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (low, high) = (sorted.get((sorted.len().max(1) - 1) / 2)?, sorted.get(sorted.len() / 2)?);
@@ -79,21 +108,9 @@ fn median(values: &[f64]) -> Option<f64> {
 impl Report {
     /// A report without figures.
     pub(super) fn new(options: &Options) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let kilobytes = read("/proc/meminfo")
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok()
-            })
-            .unwrap_or(0.0);
-        // Its path would say only where the build of this machine lies.
-        let arguments: Vec<_> = std::env::args().skip(1).collect();
         Self {
-            command: format!("cargo dev {}", arguments.join(" ")),
+            machine: Machine::here(),
             options: options.clone(),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            memory_gib: kilobytes / f64::from(1 << 20),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             postgres: String::new(),
             synapsedb: String::new(),
             pglogical: None,
@@ -114,12 +131,10 @@ impl Report {
 
     /// Prints it for people.
     pub(super) fn print(&self) {
-        println!("{}", self.command);
+        let Machine { command, cores, memory_gib, kernel } = &self.machine;
+        println!("{command}");
         println!(
-            "{} cores, {:.0} GiB, Linux {}, PostgreSQL {}, {}, pglogical {}",
-            self.cores,
-            self.memory_gib,
-            self.kernel,
+            "{cores} cores, {memory_gib:.0} GiB, Linux {kernel}, PostgreSQL {}, {}, pglogical {}",
             self.postgres,
             self.synapsedb,
             self.pglogical.as_deref().unwrap_or("not measured")
@@ -155,7 +170,7 @@ impl Report {
 }
 
 /// The median with the least and the largest value.
-fn spread(values: &[f64]) -> String {
+pub(super) fn spread(values: &[f64]) -> String {
     let Some(median) = median(values) else { return String::new() };
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);

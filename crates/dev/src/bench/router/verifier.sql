@@ -1,0 +1,2 @@
+-- The SCRAM verifier of the application's role.
+select rolpassword from pg_catalog.pg_authid where rolname = 'synapsedb'
