@@ -54,6 +54,24 @@ check() {
     fi
 }
 
+# The drivers of the router's tests: small, and each is left out where it cannot be installed. JDBC is used where a JDK
+# is, which is not small.
+prepare_drivers() {
+    local packages=() package
+    [ -n "$(packaged_major)" ] || return 0
+    for package in python3-psycopg python3-asyncpg node-pg; do
+        dpkg -s "$package" >/dev/null 2>&1 || packages+=("$package")
+    done
+    if command -v javac >/dev/null && [ ! -e /usr/share/java/postgresql.jar ]; then
+        packages+=(libpostgresql-jdbc-java)
+    fi
+    if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then return 0; fi
+    for package in "${packages[@]}"; do
+        apt_has "$package" || continue
+        apt_install "$package" >/dev/null 2>&1 || say "$package could not be installed: its driver is not tested"
+    done
+}
+
 # A cut between nodes is made with nftables, by root only.
 extra=()
 if [ "$(id -u)" -eq 0 ] && ! command -v nft >/dev/null && [ -n "$(packaged_major)" ]; then
@@ -61,6 +79,7 @@ if [ "$(id -u)" -eq 0 ] && ! command -v nft >/dev/null && [ -n "$(packaged_major
 fi
 prepare_postgres "${extra[@]}"
 prepare_build
+prepare_drivers
 
 check 'format' cargo fmt --all --check
 check 'lints' cargo clippy --quiet --workspace --all-targets --locked -- -D warnings

@@ -1,6 +1,6 @@
 //! SQL sessions of the tests: as an application would open them, with its role and its password.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -38,6 +38,12 @@ impl Deref for Session {
 
     fn deref(&self) -> &Client {
         &self.client
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
     }
 }
 

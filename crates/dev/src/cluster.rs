@@ -277,8 +277,21 @@ impl Shared {
         binary: Binary,
         configure: impl FnOnce(&Cluster),
     ) -> Borrowed<'_> {
+        self.sized(binary, 3, configure).await
+    }
+
+    /// [`Shared::configured`], with another number of nodes.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    pub async fn sized(
+        &self,
+        binary: Binary,
+        nodes: u16,
+        configure: impl FnOnce(&Cluster),
+    ) -> Borrowed<'_> {
         let make = async || {
-            let cluster = binary.lay_out(3);
+            let cluster = binary.lay_out(nodes);
             configure(&cluster);
             cluster.start().await;
             cluster

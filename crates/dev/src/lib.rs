@@ -21,6 +21,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod reaper;
+pub mod regress;
 pub mod sim;
 pub mod tidy;
 

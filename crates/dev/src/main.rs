@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use synapsedb_dev::causality::{self, Workload};
 use synapsedb_dev::chaos::{self, Fault};
-use synapsedb_dev::{Binary, HttpPort, bench, sim, tidy};
+use synapsedb_dev::{Binary, HttpPort, bench, regress, sim, tidy};
 
 /// The developer's commands.
 #[derive(Parser)]
@@ -82,6 +82,8 @@ enum Task {
         #[command(subcommand)]
         subject: Measured,
     },
+    /// Runs PostgreSQL's own regression tests through the router and compares with a direct connection.
+    Regress(regress::Options),
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -175,6 +177,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { subject: Measured::Router(options) } => {
             async_run(bench::router::run(release_binary()?, options))
         }
+        Task::Regress(options) => async_run(regress::run(release_binary()?, options)),
     }
 }
 

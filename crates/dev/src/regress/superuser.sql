@@ -1,0 +1,2 @@
+-- Who runs the tests.
+create role postgres superuser login password 'postgres'

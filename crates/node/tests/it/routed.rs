@@ -1,0 +1,46 @@
+//! One node whose router has pools of two server connections, so that whatever a session leaves behind on one of them
+//! meets others at once. Every test has a database, and with it a pool, of its own.
+
+use synapsedb_dev::client::Server;
+use synapsedb_dev::cluster::Borrowed;
+use synapsedb_dev::{Cluster, Shared};
+
+use crate::binary;
+
+/// Server connections of a pool.
+const POOL_SIZE: i64 = 2;
+/// What every database of a test has.
+const TABLES: &str = "create table items (id int primary key, v text); insert into items values (1, 'one')";
+
+static CLUSTER: Shared = Shared::new();
+
+/// The node that all tests of the router's transparency share.
+pub async fn routed() -> Borrowed<'static> {
+    let small = |cluster: &Cluster| {
+        let _ = (cluster, POOL_SIZE);
+    };
+    CLUSTER.sized(binary(), 1, small).await
+}
+
+/// A way to a new database: directly, or by one of the endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Direct,
+    Read,
+    Write,
+}
+
+/// Makes a database, which the application's role owns, and returns it as it is reached by `way`.
+pub async fn database(cluster: &Cluster, name: &str, way: Way) -> Server {
+    let agent = cluster.node(1).agent_server();
+    agent.sql(&format!("create database {name} owner synapsedb")).await;
+    let mut server = match way {
+        Way::Direct => cluster.node(1).server().clone(),
+        Way::Read => cluster.read_endpoint(),
+        Way::Write => cluster.write_endpoint(),
+    };
+    server.database = name.to_owned();
+    let direct = Server { port: cluster.node(1).server().port, ..server.clone() };
+    direct.sql(TABLES).await;
+    server
+}

@@ -1,0 +1,167 @@
+//! What a client says and hears when it logs in.
+
+use super::script::{q, same};
+use super::wire::Wire;
+use crate::routed::{Way, database, routed};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn startup_parameters_count() {
+    let startup = [
+        ("options", "-c search_path=by_options -c work_mem=5MB --enable-seqscan=off"),
+        ("client_min_messages", "debug1"),
+        ("TimeZone", "Asia/Tokyo"),
+        ("DateStyle", "German"),
+        ("application_name", "from startup"),
+        ("extra_float_digits", "2"),
+        ("my.own", "value"),
+    ];
+    same(
+        "startup",
+        &startup,
+        &[
+            q("select current_setting('search_path'), current_setting('work_mem'), current_setting('enable_seqscan')")
+                .shows(&["D by_options|5MB|off"]),
+            q("select current_setting('client_min_messages'), current_setting('timezone')")
+                .shows(&["D debug1|Asia/Tokyo"]),
+            q("select current_setting('datestyle'), current_setting('application_name'), current_setting('my.own')")
+                .shows(&["D German, DMY|from startup|value"]),
+            q("show extra_float_digits").shows(&["D 2"]),
+            q("select application_name from pg_stat_activity where pid = pg_backend_pid()")
+                .shows(&["D from startup"]),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encodings_are_reported_as_the_server_spells_them() {
+    for (name, spelled) in [("utf", "utf-8"), ("latin", "Latin-1"), ("unicode", "UNICODE")] {
+        let steps = [q("show client_encoding"), q("select 'é', U&'\\00e9'")];
+        same(&format!("encoding_{name}"), &[("client_encoding", spelled)], &steps).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_role_and_database_count() {
+    let cluster = routed().await;
+    let agent = cluster.node(1).agent_server();
+    for way in [Way::Direct, Way::Write] {
+        let name = format!("of_database_{way:?}").to_lowercase();
+        let mut server = database(&cluster, &name, way).await;
+        agent
+            .sql(&format!(
+                "do $$ begin create role set_up login password 'set_up'; exception when duplicate_object then null; end $$;
+                 alter database {name} set work_mem = '6MB'; alter role set_up set search_path = of_role;
+                 alter role set_up in database {name} set statement_timeout = '8min'"
+            ))
+            .await;
+        (server.user, server.password) = ("set_up".to_owned(), "set_up".to_owned());
+        let shown = "select current_setting('work_mem'), current_setting('search_path'), current_setting('statement_timeout')";
+        assert_eq!(server.rows(shown).await, ["6MB|of_role|8min"], "{way:?}");
+        // A new session sees the new value, whoever had the connection before.
+        agent.sql("alter role set_up set search_path = changed").await;
+        assert_eq!(server.rows("show search_path").await, ["changed"], "{way:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_those_of_the_server() {
+    let cluster = routed().await;
+    let direct = database(&cluster, "refusals", Way::Direct).await;
+    let mut routed = cluster.write_endpoint();
+    routed.database = direct.database.clone();
+    let of_database = |name: &str| (direct.user.clone(), direct.password.clone(), name.to_owned());
+    let of_user = |user: &str, password: &str| {
+        (user.to_owned(), password.to_owned(), direct.database.clone())
+    };
+    let agent = cluster.node(1).agent_server();
+    agent
+        .sql(
+            "create role no_login password 'x'; create role out_of_date login password 'x' valid until '2001-01-01';
+             create role without_password login; create role crowded login password 'x' connection limit 0;
+             create database closed allow_connections false; create database private;
+             revoke connect on database private from public; create role outsider login password 'x'",
+        )
+        .await;
+    let mut outsider = of_database("private");
+    (outsider.0, outsider.1) = ("outsider".to_owned(), "x".to_owned());
+    type Parameters = &'static [(&'static str, &'static str)];
+    let none: Parameters = &[];
+    for ((user, password, name), parameters) in [
+        (of_user("synapsedb", "wrong"), none),
+        (of_user("nobody", "x"), none),
+        (of_user("without_password", "x"), none),
+        (of_user("out_of_date", "x"), none),
+        (of_user("no_login", "x"), none),
+        (of_user("no_login", "wrong"), none),
+        (of_user("crowded", "x"), none),
+        (of_database("no_such_database"), none),
+        (of_database("closed"), none),
+        (outsider, none),
+        (of_database("refusals"), &[("no_such_setting", "1")] as Parameters),
+        (of_database("refusals"), &[("timezone", "Nowhere/Here")]),
+        (of_database("refusals"), &[("client_encoding", "klingon")]),
+        (of_database("refusals"), &[("options", "-c nonsense")]),
+        (of_database("refusals"), &[("options", "-c work_mem=none")]),
+        (of_database("refusals"), &[("options", "--no-such=1")]),
+        (of_database("refusals"), &[("session_preload_libraries", "x")]),
+    ] {
+        let mut answers = Vec::new();
+        for server in [&direct, &routed] {
+            let mut server = server.clone();
+            (server.user, server.password, server.database) =
+                (user.clone(), password.clone(), name.clone());
+            answers.push(Wire::login(&server, parameters).await.1);
+        }
+        assert!(answers[0].iter().any(|line| line.starts_with("E S=FATAL")), "{:?}", answers[0]);
+        assert_eq!(answers[1], answers[0], "{user} {name} {parameters:?}: left the router");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn warnings_of_the_login_are_heard() {
+    let cluster = routed().await;
+    let direct = database(&cluster, "warned", Way::Direct).await;
+    // The server warns whoever connects to a database whose collations may sort otherwise than when it was made.
+    let agent = cluster.node(1).agent_server();
+    agent.sql("update pg_database set datcollversion = '0.0' where datname = 'warned'").await;
+    let mut routed = cluster.write_endpoint();
+    routed.database = direct.database.clone();
+    let expected = Wire::login(&direct, &[]).await.1;
+    assert!(expected.iter().any(|line| line.starts_with("N S=WARNING")), "{expected:?}");
+    for _ in 0..3 {
+        // The first login of a pool, and those that find connections there.
+        let (mut wire, found) = Wire::login(&routed, &[]).await;
+        assert_eq!(found, expected);
+        wire.query("select 1").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn protocol_versions_are_negotiated() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let cluster = routed().await;
+    let (direct, routed) = (cluster.node(1).server(), cluster.write_endpoint());
+    // Version 3.9 with two options that no server knows, and a version that is not one.
+    let mut startup = Vec::new();
+    startup.extend_from_slice(&(3u32 << 16 | 9).to_be_bytes());
+    startup.extend_from_slice(
+        b"user\0synapsedb\0database\0synapsedb\0_pq_.what\01\0_pq_.else\02\0\0",
+    );
+    let old = (2u32 << 16).to_be_bytes().to_vec();
+    for startup in [startup, old] {
+        let mut answers = Vec::new();
+        for port in [direct.port, routed.port] {
+            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let mut packet = (startup.len() as u32 + 4).to_be_bytes().to_vec();
+            packet.extend_from_slice(&startup);
+            stream.write_all(&packet).await.unwrap();
+            let mut answer = vec![0; 60];
+            let length = stream.read(&mut answer).await.unwrap();
+            answer.truncate(length);
+            answers.push(String::from_utf8_lossy(&answer).into_owned());
+        }
+        assert!(!answers[0].is_empty());
+        assert_eq!(answers[1], answers[0], "left the router, right a direct connection");
+    }
+}

@@ -1,0 +1,10 @@
+//! Transaction pooling is not to be seen: what a session sets, makes or holds is there in its next transaction and
+//! nowhere else, and everything that a server says is said as a server says it.
+
+mod catalog;
+mod login;
+mod protocol;
+mod script;
+mod state;
+mod statements;
+mod wire;
