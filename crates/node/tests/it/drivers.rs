@@ -67,7 +67,14 @@ async fn psql() {
         command
     };
     let checks = [
-        "prepared", "copy", "cancel", "pipeline", "rollback", "password", "settings", "notify",
+        "prepared",
+        "copy",
+        "cancel",
+        "pipeline",
+        "rollback",
+        "password",
+        "settings",
+        "notify",
         "temporary",
     ];
     drive("psql", command, &checks).await;
@@ -82,7 +89,14 @@ async fn psycopg() {
         command
     };
     let checks = [
-        "prepared", "copy", "cancel", "pipeline", "rollback", "password", "settings", "notify",
+        "prepared",
+        "copy",
+        "cancel",
+        "pipeline",
+        "rollback",
+        "password",
+        "settings",
+        "notify",
         "temporary",
     ];
     drive("psycopg", command, &checks).await;
@@ -116,8 +130,7 @@ async fn node_postgres() {
         command.arg(script("node_pg.js")).env("NODE_PATH", &modules);
         command
     };
-    let checks =
-        ["prepared", "cancel", "rollback", "password", "settings", "notify", "temporary"];
+    let checks = ["prepared", "cancel", "rollback", "password", "settings", "notify", "temporary"];
     drive("node_pg", command, &checks).await;
 }
 
@@ -134,7 +147,14 @@ async fn jdbc() {
         command
     };
     let checks = [
-        "prepared", "copy", "cancel", "pipeline", "rollback", "password", "settings", "notify",
+        "prepared",
+        "copy",
+        "cancel",
+        "pipeline",
+        "rollback",
+        "password",
+        "settings",
+        "notify",
         "temporary",
     ];
     drive("jdbc", command, &checks).await;

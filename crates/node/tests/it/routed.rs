@@ -10,9 +10,11 @@ use crate::binary;
 /// Server connections of a pool.
 const POOL_SIZE: i64 = 2;
 /// What every database of a test has.
-const TABLES: &str = "create table items (id int primary key, v text); insert into items values (1, 'one')";
+const TABLES: &str =
+    "create table items (id int primary key, v text); insert into items values (1, 'one')";
 
 static CLUSTER: Shared = Shared::new();
+static BY_SESSION: Shared = Shared::new();
 
 /// The node that all tests of the router's transparency share.
 pub async fn routed() -> Borrowed<'static> {
@@ -20,6 +22,14 @@ pub async fn routed() -> Borrowed<'static> {
         let _ = (cluster, POOL_SIZE);
     };
     CLUSTER.sized(binary(), 1, small).await
+}
+
+/// A node whose router gives every client a server connection of its own.
+pub async fn routed_by_session() -> Borrowed<'static> {
+    let whole = |cluster: &Cluster| {
+        cluster.node(1).configure("router.pool_mode", "session");
+    };
+    BY_SESSION.sized(binary(), 1, whole).await
 }
 
 /// A way to a new database: directly, or by one of the endpoints.

@@ -12,7 +12,7 @@ use crate::client::Server;
 use crate::cluster::Cluster;
 
 /// Sessions of the server: those of the largest point without a pool, of all pools, and of the agent.
-const CONNECTIONS: u32 = 300;
+const CONNECTIONS: u32 = 600;
 
 /// A node and its proxies; all ended when dropped.
 pub(super) struct Bed {

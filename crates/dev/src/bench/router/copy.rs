@@ -32,10 +32,17 @@ pub(super) async fn measure(
         let pid = bed.pid(route, false)?;
         let before = pid.map(spent_s).transpose()?;
         let mut psql = Command::new("psql");
-        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", &ROWS.replace("$rows", &rows.to_string())])
-            .arg(server.url())
-            .env("PGSSLMODE", "disable")
-            .stdout(Stdio::null());
+        psql.args([
+            "-X",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+            &ROWS.replace("$rows", &rows.to_string()),
+        ])
+        .arg(server.url())
+        .env("PGSSLMODE", "disable")
+        .stdout(Stdio::null());
         let begin = Instant::now();
         let output = tokio::task::spawn_blocking(move || psql.output()).await??;
         let elapsed = begin.elapsed().as_secs_f64();

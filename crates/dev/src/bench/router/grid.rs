@@ -13,8 +13,8 @@ use crate::binary::Binary;
 
 /// How long a process is watched that has nothing to do.
 const IDLE: Duration = Duration::from_secs(3);
-/// The key of the router's configuration that says how many loops it has.
-const LOOPS: &str = "loops";
+/// The key of the router's configuration that says how many single-threaded loops it has.
+const WORKERS: &str = "workers";
 
 /// What a point costs one way.
 struct Measured {
@@ -124,30 +124,25 @@ async fn idle_share(pid: u32) -> Result<f64> {
     Ok((spent_s(pid)? - before) / IDLE.as_secs_f64())
 }
 
-/// The router with one and with two loops.
-pub(super) async fn measure_loops(
+/// The router with one and with two workers.
+pub(super) async fn measure_workers(
     binary: &Binary,
     options: &Options,
     report: &mut Report,
 ) -> Result<()> {
     let mut beds = Vec::new();
-    for loops in [1, 2] {
-        let key = [(LOOPS, toml::Value::Integer(loops))];
-        beds.push((loops, Bed::make(binary, options, &[], &key).await?));
+    for workers in [1, 2] {
+        let key = [(WORKERS, toml::Value::Integer(workers))];
+        beds.push((workers, Bed::make(binary, options, &[], &key).await?));
     }
     let most = options.clients.iter().copied().max().unwrap_or(1);
     for _ in 1..=options.rounds {
-        for (loops, bed) in &beds {
+        for (workers, bed) in &beds {
             for protocol in Protocol::ALL {
                 let point = Point { protocol, clients: most, seconds: options.seconds };
                 let measured = one(bed, Route::Synapsedb, point).await?;
-                let what = format!("{}, {most} clients, loops = {loops}", protocol.name());
-                report.add(
-                    &format!("tps, {what}"),
-                    Route::Synapsedb,
-                    measured.outcome.tps,
-                    "tx/s",
-                );
+                let what = format!("{}, {most} clients, workers = {workers}", protocol.name());
+                report.add(&format!("tps, {what}"), Route::Synapsedb, measured.outcome.tps, "tx/s");
             }
         }
     }

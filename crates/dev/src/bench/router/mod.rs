@@ -1,4 +1,4 @@
-//! Measures the way of statements through the router, beside a direct connection, PgBouncer and HAProxy in the same run.
+//! Measures the way of statements through the router, beside a direct way, PgBouncer and HAProxy in the same run.
 //!
 //! One node of SynapseDB is the server of all of them. They are measured in turn, point by point and round after round,
 //! so that what else the machine does meets all; the figure is the median of the rounds. TLS is off everywhere.
@@ -40,14 +40,12 @@ pub enum Part {
     Crowd,
     /// One large answer.
     Copy,
-    /// What a second loop of the router brings.
+    /// What a second worker of the router brings.
     Cores,
 }
 
 /// A way from the client to the server.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Route {
     /// None between them.
@@ -176,7 +174,7 @@ async fn measure(binary: &Binary, options: &Options, report: &mut Report) -> Res
         crowd::measure(&bed, options, report).await?;
     }
     if options.has(Part::Cores) {
-        grid::measure_loops(binary, options, report).await?;
+        grid::measure_workers(binary, options, report).await?;
     }
     Ok(())
 }

@@ -81,8 +81,7 @@ impl PgBouncer {
         let local = self.socket_dir.as_ref().map(|folder| folder.display().to_string());
         let host = local.as_deref().unwrap_or("127.0.0.1");
         // Older versions refuse to start with a key that they do not know.
-        let prepared =
-            if self.keeps_prepared()? { "max_prepared_statements = 200\n" } else { "" };
+        let prepared = if self.keeps_prepared()? { "max_prepared_statements = 200\n" } else { "" };
         Ok(format!(
             include_str!("pgbouncer.ini.in"),
             database = server.database,

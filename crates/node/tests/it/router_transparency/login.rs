@@ -50,13 +50,15 @@ async fn settings_of_role_and_database_count() {
         let mut server = database(&cluster, &name, way).await;
         agent
             .sql(&format!(
-                "do $$ begin create role set_up login password 'set_up'; exception when duplicate_object then null; end $$;
+                "do $$ begin create role set_up login password 'set_up';
+                    exception when duplicate_object then null; end $$;
                  alter database {name} set work_mem = '6MB'; alter role set_up set search_path = of_role;
                  alter role set_up in database {name} set statement_timeout = '8min'"
             ))
             .await;
         (server.user, server.password) = ("set_up".to_owned(), "set_up".to_owned());
-        let shown = "select current_setting('work_mem'), current_setting('search_path'), current_setting('statement_timeout')";
+        let shown = "select current_setting('work_mem'), current_setting('search_path'),
+            current_setting('statement_timeout')";
         assert_eq!(server.rows(shown).await, ["6MB|of_role|8min"], "{way:?}");
         // A new session sees the new value, whoever had the connection before.
         agent.sql("alter role set_up set search_path = changed").await;
@@ -79,10 +81,12 @@ async fn refusals_are_those_of_the_server() {
         .sql(
             "create role no_login password 'x'; create role out_of_date login password 'x' valid until '2001-01-01';
              create role without_password login; create role crowded login password 'x' connection limit 0;
-             create database closed allow_connections false; create database private;
-             revoke connect on database private from public; create role outsider login password 'x'",
+             create role outsider login password 'x'",
         )
         .await;
+    agent.sql("create database closed allow_connections false").await;
+    agent.sql("create database private").await;
+    agent.sql("revoke connect on database private from public").await;
     let mut outsider = of_database("private");
     (outsider.0, outsider.1) = ("outsider".to_owned(), "x".to_owned());
     type Parameters = &'static [(&'static str, &'static str)];
@@ -145,11 +149,10 @@ async fn protocol_versions_are_negotiated() {
     // Version 3.9 with two options that no server knows, and a version that is not one.
     let mut startup = Vec::new();
     startup.extend_from_slice(&(3u32 << 16 | 9).to_be_bytes());
-    startup.extend_from_slice(
-        b"user\0synapsedb\0database\0synapsedb\0_pq_.what\01\0_pq_.else\02\0\0",
-    );
-    let old = (2u32 << 16).to_be_bytes().to_vec();
-    for startup in [startup, old] {
+    startup
+        .extend_from_slice(b"user\0synapsedb\0database\0synapsedb\0_pq_.what\01\0_pq_.else\02\0\0");
+    let next = (4u32 << 16).to_be_bytes().to_vec();
+    for startup in [startup, next] {
         let mut answers = Vec::new();
         for port in [direct.port, routed.port] {
             let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();

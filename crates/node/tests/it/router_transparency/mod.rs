@@ -5,6 +5,7 @@ mod catalog;
 mod login;
 mod protocol;
 mod script;
+mod sessions;
 mod state;
 mod statements;
 mod wire;

@@ -14,7 +14,8 @@ use crate::routed::{Way, database, routed};
 const SECOND: Duration = Duration::from_millis(200);
 
 /// What the first of the others has set when the subject goes on.
-const FIRST_SETS: &str = "set search_path = noise; set timezone = 'Pacific/Auckland'; set datestyle = 'German';
+const FIRST_SETS: &str =
+    "set search_path = noise; set timezone = 'Pacific/Auckland'; set datestyle = 'German';
     set client_min_messages = error; set application_name = 'noise'; set statement_timeout = 54321;
     set extra_float_digits = 0; set bytea_output = 'escape'; set intervalstyle = 'iso_8601'";
 /// What the second has set.
@@ -24,7 +25,8 @@ const SECOND_SETS: &str = "set default_transaction_read_only = on; set client_en
 const FIRST_SHOWS: &str = "select current_setting('search_path'), current_setting('timezone'),
     current_setting('client_min_messages'), current_setting('statement_timeout'), current_user";
 /// What the second finds.
-const SECOND_SHOWS: &str = "select current_setting('default_transaction_read_only'), current_setting('client_encoding'),
+const SECOND_SHOWS: &str =
+    "select current_setting('default_transaction_read_only'), current_setting('client_encoding'),
     current_setting('search_path'), current_setting('lock_timeout'), current_user";
 
 /// What is sent at once, what ends the answer to it, and what must be in it.
@@ -198,7 +200,10 @@ pub async fn same(name: &str, startup: &[(&str, &str)], steps: &[Step]) {
     let cluster = routed().await;
     let agent = cluster.node(1).agent_server();
     agent
-        .sql("do $$ begin create role noise; exception when duplicate_object then null; end $$; grant noise to synapsedb")
+        .sql(
+            "do $$ begin create role noise; exception when duplicate_object then null; end $$;
+              grant noise to synapsedb",
+        )
         .await;
     let direct = database(&cluster, &format!("{name}_direct"), Way::Direct).await;
     let routed = database(&cluster, &format!("{name}_routed"), Way::Write).await;

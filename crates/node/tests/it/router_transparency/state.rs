@@ -1,7 +1,6 @@
 //! What a session has set and what it holds.
 
-use super::script::{q, same, until, x};
-use super::script::{raw, sync};
+use super::script::{q, same, sync, x};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_are_kept_and_reset_to_the_clients_own_start() {
@@ -186,7 +185,8 @@ async fn temporary_tables_are_kept_and_are_nobody_elses() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn advisory_locks_are_kept() {
-    let held = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()";
+    let held =
+        "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()";
     same(
         "advisory",
         &[],
@@ -259,10 +259,9 @@ async fn notifications_arrive() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_has_one_process() {
-    let keep = "select set_config('my.pid', pg_backend_pid()::text, true)";
     let steps = [
         q("begin"),
-        until(b'Z', [raw(b'Q', format!("do $$ begin perform {} ; end $$\0", &keep[7..]).as_bytes())]),
+        q("do $$ begin perform set_config('my.pid', pg_backend_pid()::text, true); end $$"),
         q("select current_setting('my.pid') = pg_backend_pid()::text").shows(&["D t"]),
         q("savepoint s"),
         q("select 1/0"),

@@ -1,8 +1,6 @@
 //! Prepared statements and portals.
 
-use super::script::{
-    bind, bind_to, close, describe, execute, parse, q, run, same, sync, until, x,
-};
+use super::script::{bind, bind_to, close, describe, execute, parse, q, run, same, sync, until, x};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statements_prepared_by_the_protocol_are_kept() {
@@ -10,7 +8,8 @@ async fn statements_prepared_by_the_protocol_are_kept() {
         "by_protocol",
         &[],
         &[
-            x([parse("s1", "select v || $1 from items where id = $2"), sync()]).shows(&["1", "Z I"]),
+            x([parse("s1", "select v || $1 from items where id = $2"), sync()])
+                .shows(&["1", "Z I"]),
             run("s1", &["!", "1"]).shows(&["2", "D one!", "C SELECT 1"]),
             x([describe(b'S', "s1"), sync()]).shows(&["t 25,23"]),
             q("begin"),
@@ -145,7 +144,8 @@ async fn the_same_text_means_what_the_search_path_says() {
         "meaning",
         &[],
         &[
-            q("create schema a; create schema b; create table a.t as select 'a' as v; create table b.t as select 'b' as v"),
+            q("create schema a; create schema b"),
+            q("create table a.t as select 'a' as v; create table b.t as select 'b' as v"),
             q("set search_path = a"),
             x([parse("t", "select v from t"), sync()]),
             run("t", &[]).shows(&["D a"]),
