@@ -221,7 +221,8 @@ fn regress(programs: &Path, work: &Path, server: &Server, tests: &[String]) -> R
     }
     let run = command.output().with_context(|| format!("run {}", program.display()))?;
     let said = String::from_utf8_lossy(&run.stdout);
-    let summary = said.lines().rev().find(|line| line.contains(" tests "));
+    let summary =
+        said.lines().find(|line| line.contains(" tests failed") || line.contains(" tests passed"));
     match summary {
         Some(summary) => eprintln!("{}: {}", server.name, summary.trim()),
         None => bail!("pg_regress: {said}{}", String::from_utf8_lossy(&run.stderr)),
