@@ -81,13 +81,14 @@ async fn log_in(server: &Server, count: usize) -> Result<Vec<Session>> {
 
 /// An error of a client is a figure here, not the end of the benchmark.
 async fn crowd(bed: &Bed, route: Route, options: &Options, report: &mut Report) {
-    let (clients, seconds) = (options.crowd, options.crowd_seconds);
-    let point = Point { protocol: Protocol::Simple, clients, seconds };
-    let outcome = match bed.entrance(route, false) {
-        Ok(server) => pgbench::select(&server, point).await,
-        Err(error) => Err(error),
+    let measured = async || {
+        let server = bed.entrance(route, false)?;
+        let clients = options.crowd;
+        let connecting_s = pgbench::connecting_s(&server, clients).await?;
+        let seconds = options.crowd_seconds + connecting_s.ceil() as u32;
+        pgbench::select(&server, Point { protocol: Protocol::Simple, clients, seconds }).await
     };
-    match outcome {
+    match measured().await {
         Ok(outcome) => {
             report.add(ERRORS, route, 0.0, "");
             report.add("crowd, tps", route, outcome.tps, "tx/s");

@@ -79,6 +79,19 @@ pub(super) async fn fill(server: &Server, scale: u32) -> Result<()> {
     server.try_rows("checkpoint").await.map(drop).or_else(|_| anyhow::Ok(()))
 }
 
+/// How long so many clients take to connect, in seconds: pgbench counts it as part of the time that it is given.
+///
+/// # Errors
+/// What pgbench says.
+pub(super) async fn connecting_s(server: &Server, clients: u32) -> Result<f64> {
+    let count = clients.to_string();
+    let text = run(server, &["-n", "-S", "-c", &count, "-j", "2", "-t", "1"]).await?;
+    let line = text.lines().find_map(|line| line.strip_prefix("initial connection time = "));
+    let milliseconds = line.and_then(|line| line.split(' ').next());
+    let milliseconds: f64 = milliseconds.context("pgbench says no time of connecting")?.parse()?;
+    Ok(milliseconds / 1000.0)
+}
+
 /// Runs the read-only script at one point.
 ///
 /// # Errors
