@@ -19,7 +19,7 @@ static BY_SESSION: Shared = Shared::new();
 /// The node that all tests of the router's transparency share.
 pub async fn routed() -> Borrowed<'static> {
     let small = |cluster: &Cluster| {
-        let _ = (cluster, POOL_SIZE);
+        cluster.node(1).configure("router.pool_size", POOL_SIZE);
     };
     CLUSTER.sized(binary(), 1, small).await
 }
