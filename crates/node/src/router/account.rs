@@ -21,6 +21,7 @@ pub(super) struct Account {
     pub(super) database: String,
     keys: RefCell<Option<Arc<Keys>>>,
     pools: RefCell<Vec<Rc<Pool>>>,
+    defaults: RefCell<String>,
     origins: RefCell<HashMap<Vec<(String, String)>, Rc<Origin>>>,
     pub(super) clients: Cell<usize>,
     pub(super) counters: Counters,
@@ -51,6 +52,7 @@ impl Account {
             database: database.to_owned(),
             keys: RefCell::default(),
             pools: RefCell::default(),
+            defaults: RefCell::default(),
             origins: RefCell::default(),
             clients: Cell::new(0),
             counters: Counters::default(),
@@ -100,8 +102,16 @@ impl Account {
         }
     }
 
-    /// Forgets what startup packets came to: the next logins ask the server.
-    pub(super) fn forget_origins(&self) {
-        self.origins.borrow_mut().clear();
+    /// The role, or what its sessions begin with, may be another than before: then no connection from before serves a
+    /// transaction any more.
+    pub(super) fn begins_with(&self, defaults: &str) {
+        if *self.defaults.borrow() == defaults {
+            return;
+        }
+        let known = !self.defaults.replace(defaults.to_owned()).is_empty();
+        if known {
+            self.origins.borrow_mut().clear();
+            self.pools().iter().for_each(Pool::renew);
+        }
     }
 }

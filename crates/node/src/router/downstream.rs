@@ -95,8 +95,17 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
     match tag {
         backend::READY_FOR_QUERY => {
             server.status = body.first().copied().unwrap_or(b'I');
-            let prepared = &mut server.prepared;
-            server.expected.ready(|id| prepared.remove(id));
+            let (prepared, unnamed) = (&mut server.prepared, &mut server.unnamed);
+            server.expected.ready(|lost| {
+                match lost.id {
+                    Some(id) if lost.on_server => prepared.remove(id),
+                    Some(_) => {}
+                    None => *unnamed = None,
+                }
+                if lost.by_client {
+                    session.not_prepared(lost.id);
+                }
+            });
             session.cycle_ended(server.status);
             Fate::Pass
         }
@@ -117,12 +126,26 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
         }
         // A client that listens keeps its connection; to all others it is the leftover of somebody else's.
         backend::NOTIFICATION_RESPONSE if session.entry.pin.get().is_none() => Fate::Drop,
+        backend::NOTIFICATION_RESPONSE => own_notification(session, server, body),
         backend::COPY_IN_RESPONSE | backend::COPY_BOTH_RESPONSE => {
             server.expected.copy_begins();
             Fate::Pass
         }
         _ => Fate::Pass,
     }
+}
+
+/// A client knows its own notifications by its process id, which is not the server's.
+fn own_notification(session: &Session, server: &Server, body: &[u8]) -> Fate {
+    let pid = body.first_chunk::<4>();
+    if session.origin.dedicated.is_some() || pid != server.cancel.data.first_chunk() {
+        return Fate::Pass;
+    }
+    let mut own = session.entry.pid.to_be_bytes().to_vec();
+    own.extend_from_slice(&body[4..]);
+    let mut message = Vec::new();
+    startup::put_message(&mut message, backend::NOTIFICATION_RESPONSE, &own);
+    Fate::Replace(message.into())
 }
 
 fn completed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {

@@ -14,7 +14,7 @@ enum Due {
     /// ParseComplete of a statement that the router prepared anew.
     Injected(Option<StatementId>),
     /// CloseComplete of a Close that stands for a Parse: to the client it is a ParseComplete.
-    Faked,
+    Faked(StatementId),
     /// CloseComplete that the client waits for.
     Close,
     /// CloseComplete of a statement that the router dropped.
@@ -59,8 +59,8 @@ impl Expected {
         self.due.push_back(Due::Injected(id));
     }
 
-    pub(super) fn faked(&mut self) {
-        self.due.push_back(Due::Faked);
+    pub(super) fn faked(&mut self, id: StatementId) {
+        self.due.push_back(Due::Faked(id));
     }
 
     pub(super) fn close(&mut self) {
@@ -114,7 +114,7 @@ impl Expected {
         let verdict = match self.due.front() {
             Some(Due::Parse(_) | Due::Close) => Verdict::Pass,
             Some(Due::Injected(_) | Due::Evicted) => Verdict::Swallow,
-            Some(Due::Faked) => Verdict::AsParse,
+            Some(Due::Faked(_)) => Verdict::AsParse,
             // Not asked for: the server's own affair.
             Some(Due::CopyEnd | Due::Sync | Due::Query) | None => return Verdict::Pass,
         };
@@ -138,7 +138,7 @@ impl Expected {
                 Due::Sync if !ended => self.cycles -= 1,
                 Due::Parse(_)
                 | Due::Injected(_)
-                | Due::Faked
+                | Due::Faked(_)
                 | Due::Close
                 | Due::Evicted
                 | Due::CopyEnd
@@ -150,8 +150,8 @@ impl Expected {
         self.copying = !ended;
     }
 
-    /// ReadyForQuery came: the statements whose Parse the server has skipped are given to `lost`.
-    pub(super) fn ready(&mut self, mut lost: impl FnMut(StatementId)) {
+    /// ReadyForQuery came: each Parse that the server has skipped is given to `lost`.
+    pub(super) fn ready(&mut self, mut lost: impl FnMut(Lost)) {
         let skipping = std::mem::take(&mut self.skipping);
         // After an error in an extended cycle a Query is skipped like everything else, up to the Sync.
         let wants_sync = skipping && self.due.contains(&Due::Sync);
@@ -167,16 +167,24 @@ impl Expected {
                         return;
                     }
                 }
-                Due::Parse(Some(id)) | Due::Injected(Some(id)) => lost(id),
-                Due::Parse(None)
-                | Due::Injected(None)
-                | Due::Faked
-                | Due::Close
-                | Due::Evicted
-                | Due::CopyEnd => {}
+                Due::Parse(id) => lost(Lost { id, by_client: true, on_server: true }),
+                Due::Injected(id) => lost(Lost { id, by_client: false, on_server: true }),
+                Due::Faked(id) => lost(Lost { id: Some(id), by_client: true, on_server: false }),
+                Due::Close | Due::Evicted | Due::CopyEnd => {}
             }
         }
     }
+}
+
+/// A Parse that was sent and not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// The statement; `None` for the unnamed one.
+    pub(super) id: Option<StatementId>,
+    /// The client had asked for it: its name for it is free again.
+    pub(super) by_client: bool,
+    /// The server connection was to have it.
+    pub(super) on_server: bool,
 }
 
 #[cfg(test)]
@@ -185,14 +193,14 @@ mod tests {
 
     fn lost(expected: &mut Expected) -> Vec<StatementId> {
         let mut lost = Vec::new();
-        expected.ready(|id| lost.push(id));
+        expected.ready(|one| lost.extend(one.id));
         lost
     }
 
     #[test]
     fn answers_to_messages_of_the_router_are_told_apart() {
         let mut expected = Expected::default();
-        expected.faked();
+        expected.faked(6);
         expected.injected(Some(7));
         expected.parse(Some(8));
         expected.evicted();

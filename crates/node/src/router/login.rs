@@ -102,6 +102,16 @@ impl Startup {
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
+    /// What a client that asks for more of the protocol is told first.
+    fn negotiation(&self) -> BytesMut {
+        let mut out = BytesMut::new();
+        if self.minor > MINOR_MAX || !self.protocol_options.is_empty() {
+            let unknown: Vec<&str> = self.protocol_options.iter().map(String::as_str).collect();
+            wire::negotiate_protocol_version(&mut out, MINOR_MAX, &unknown);
+        }
+        out
+    }
+
     /// Whether it wants a replication session.
     fn replicates(&self) -> bool {
         !matches!(
@@ -219,7 +229,6 @@ impl Arrival {
         })?;
         let database = startup.parameter("database").unwrap_or(user);
         let place = self.place(startup)?;
-        self.negotiate(startup).await.map_err(gone)?;
         self.refuse_the_agents_role(user)?;
         let role = self.worker.roles.look_up(user, database).await.map_err(|why| {
             let failure = Failure {
@@ -230,11 +239,12 @@ impl Arrival {
             };
             Turned::new(Refused::NoNode, &failure)
         })?;
-        let keys = self.authenticate(user, role.as_ref()).await?;
+        let keys = self.authenticate(startup, user, role.as_ref()).await?;
         let account = self.worker.account(user, database);
         account.proved(keys);
         if let Some(role) = &role {
             limit_role(&account, role)?;
+            account.begins_with(&role.defaults);
         }
         let known = role.is_some_and(|role| role.may_login && role.may_connect);
         let replicates = startup.replicates();
@@ -248,7 +258,7 @@ impl Arrival {
     fn place(&self, startup: &Startup) -> Result<OwnedSemaphorePermit, Turned> {
         let shared = &self.worker.shared;
         if shared.draining.is_cancelled() {
-            let draining = super::session::draining();
+            let draining = super::ending::draining();
             return Err(Turned::new(Refused::Draining, &draining));
         }
         Arc::clone(&shared.clients).try_acquire_owned().map_err(|_| {
@@ -263,17 +273,6 @@ impl Arrival {
             };
             Turned::new(Refused::TooManyClients, &failure)
         })
-    }
-
-    /// Tells a client that asks for more of the protocol what there is.
-    async fn negotiate(&mut self, startup: &Startup) -> std::io::Result<()> {
-        if startup.minor <= MINOR_MAX && startup.protocol_options.is_empty() {
-            return Ok(());
-        }
-        let unknown: Vec<&str> = startup.protocol_options.iter().map(String::as_str).collect();
-        let mut out = BytesMut::new();
-        wire::negotiate_protocol_version(&mut out, MINOR_MAX, &unknown);
-        self.client.write_all(&out).await
     }
 
     /// The agent's superuser comes from this machine and past the router only, as pg_hba.conf says.
@@ -293,7 +292,12 @@ impl Arrival {
     }
 
     /// Has the client prove that it is the role, by SCRAM-SHA-256.
-    async fn authenticate(&mut self, user: &str, role: Option<&Role>) -> Result<Keys, Turned> {
+    async fn authenticate(
+        &mut self,
+        startup: &Startup,
+        user: &str,
+        role: Option<&Role>,
+    ) -> Result<Keys, Turned> {
         let shared = Arc::clone(&self.worker.shared);
         let verifier = role.and_then(|role| Verifier::parse(role.verifier.as_deref()?));
         let verifier = verifier.unwrap_or_else(|| Verifier::mock(user, &shared.mock_secret));
@@ -302,7 +306,7 @@ impl Arrival {
             Socket::Tcp(_) | Socket::Unix(_) => None,
         };
         let mut exchange = ServerExchange::new(verifier, end_point, rand::random());
-        let mut out = BytesMut::new();
+        let mut out = startup.negotiation();
         wire::authentication_sasl(&mut out, exchange.mechanisms());
         self.client.write_all(&out).await.map_err(gone)?;
 

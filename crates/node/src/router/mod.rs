@@ -32,6 +32,7 @@ mod account;
 mod breaker;
 mod cancel;
 mod downstream;
+mod ending;
 mod entry;
 mod expected;
 mod listen;
@@ -57,6 +58,7 @@ mod task;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod upstream;
 mod worker;
 

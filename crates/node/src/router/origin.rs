@@ -28,14 +28,14 @@ pub(super) struct Origin {
     pub(super) settings: Rc<Settings>,
     /// What the server reports to such a session.
     pub(super) reported: Rc<Settings>,
+    /// What the server says to such a session as it begins: NoticeResponses, as they came.
+    notices: Vec<u8>,
     /// Why such a session keeps one server connection for all its life.
     pub(super) dedicated: Option<&'static str>,
 }
 
 /// What is sent to a client that has come in.
 pub(super) struct Greeting {
-    /// Notices of the login.
-    pub(super) notices: Vec<u8>,
     /// The connection that the client keeps for all its life.
     pub(super) server: Option<Box<Server>>,
 }
@@ -63,7 +63,7 @@ pub(super) async fn find(
     let pooled = worker.shared.config.pool_mode != PoolMode::Session && !wish.replicates;
     if pooled && wish.known {
         if let Some(origin) = account.origin(parameters) {
-            return Ok((origin, Greeting { notices: Vec::new(), server: None }));
+            return Ok((origin, Greeting { server: None }));
         }
     }
     let keys = account.keys();
@@ -78,7 +78,7 @@ pub(super) async fn find(
         opened.map(|opened| (opened, address)).map_err(super::pool::NoServer::Connect)
     });
     let (opened, address) =
-        opened.await.map_err(|unreached| unreached_turns(wish.endpoint, unreached))?;
+        opened.await.map_err(|unreached| unreached_turns(worker, wish, unreached))?;
     let (mut server, notices) = (Box::new(opened.server), opened.notices);
     let dedicated = if wish.replicates {
         Some("replication")
@@ -92,16 +92,17 @@ pub(super) async fn find(
         parameters: parameters.to_vec(),
         settings: Rc::clone(&server.startup),
         reported: Rc::clone(&server.reported),
+        notices,
         dedicated,
     });
     if dedicated.is_some() {
-        return Ok((origin, Greeting { notices, server: Some(server) }));
+        return Ok((origin, Greeting { server: Some(server) }));
     }
     account.remember(&origin);
     let pool = account.pool(worker, &address);
     pool.count_new();
     pool.give_back(server);
-    Ok((origin, Greeting { notices, server: None }))
+    Ok((origin, Greeting { server: None }))
 }
 
 /// How long a client waits for a node that can serve it.
@@ -154,9 +155,11 @@ fn custom(parameters: &[(String, String)]) -> Settings {
     found
 }
 
-fn unreached_turns(endpoint: Endpoint, unreached: Unreached) -> Turned {
+fn unreached_turns(worker: &Worker, wish: Wish, unreached: Unreached) -> Turned {
     match unreached {
-        Unreached::Connect(node, ConnectError::Refused { sqlstate, .. }) if sqlstate == "28P01" => {
+        Unreached::Connect(node, ConnectError::Refused { sqlstate, .. })
+            if sqlstate == "28P01" && wish.known && node != worker.shared.own =>
+        {
             Turned::new(Refused::Password, &super::reach::other_verifier(node))
         }
         Unreached::Connect(_, ConnectError::Refused { raw, sqlstate, .. }) => {
@@ -168,17 +171,17 @@ fn unreached_turns(endpoint: Endpoint, unreached: Unreached) -> Turned {
             Turned { why, last: raw }
         }
         Unreached::Nobody(Why::Draining) => {
-            Turned::new(Refused::Draining, &super::session::draining())
+            Turned::new(Refused::Draining, &super::ending::draining())
         }
-        other => Turned::new(Refused::NoNode, &other.failure(endpoint)),
+        other => Turned::new(Refused::NoNode, &other.failure(wish.endpoint)),
     }
 }
 
 /// The messages that end a login.
-pub(super) fn hello(origin: &Origin, notices: &[u8], pid: u32, secret: &[u8]) -> BytesMut {
+pub(super) fn hello(origin: &Origin, pid: u32, secret: &[u8]) -> BytesMut {
     let mut out = BytesMut::new();
     wire::authentication_ok(&mut out);
-    out.put_slice(notices);
+    out.put_slice(&origin.notices);
     for (name, value) in origin.reported.iter() {
         wire::parameter_status(&mut out, name, value);
     }

@@ -20,6 +20,8 @@ pub(super) struct Role {
     pub(super) connections_max: i32,
     /// The database exists and the role may connect to it.
     pub(super) may_connect: bool,
+    /// Which role it is, and the settings that its sessions in the database begin with; only ever compared.
+    pub(super) defaults: String,
 }
 
 /// Looks roles up, on the server beside this agent.
@@ -79,6 +81,7 @@ impl Roles {
             may_login: row.get(1),
             connections_max: row.get(2),
             may_connect: row.get(3),
+            defaults: row.get(4),
         }))
     }
 

@@ -6,6 +6,19 @@ select r.rolpassword,
            from pg_catalog.pg_database as d
            where d.datname = $2 and d.datallowconn
                and pg_catalog.has_database_privilege(r.oid, d.oid, 'connect')
+       ),
+       r.oid || ':' || coalesce(
+           (
+               select pg_catalog.string_agg(s::text, ' ' order by s.setdatabase, s.setrole)
+               from pg_catalog.pg_db_role_setting as s
+               where s.setrole in (0, r.oid)
+                   and s.setdatabase in (
+                       select 0
+                       union all
+                       select d.oid from pg_catalog.pg_database as d where d.datname = $2
+                   )
+           ),
+           ''
        )
 from pg_catalog.pg_authid as r
 where r.rolname = $1

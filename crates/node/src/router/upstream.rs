@@ -199,7 +199,9 @@ impl<'a> Up<'a, '_> {
         }
         let Some(body) = self.body(length) else { return Ok(Step::More) };
         let Some((name, rest)) = split_name(body) else {
-            return Err(violation("invalid string in message".to_owned()));
+            // The server says what is wrong with it.
+            self.server.expected.parse(None);
+            return Ok(self.pass(length));
         };
         let text = split_name(rest).map_or(rest, |(text, _)| text);
         add(&self.session.account.counters.parses, 1);
@@ -228,11 +230,12 @@ impl<'a> Up<'a, '_> {
         }
         if self.server.prepared.touch(statement.id) {
             put(self.splice.output(), b'C', &[b"S", NOBODY, b"\0"]);
-            self.server.expected.faked();
+            self.server.expected.faked(statement.id);
         } else {
             self.prepare(&statement);
             self.server.expected.parse(Some(statement.id));
         }
+        self.session.parsing.push((name.into(), statement.id));
         self.session.prepared.insert(name.into(), statement);
         Ok(Step::Next)
     }
@@ -258,7 +261,12 @@ impl<'a> Up<'a, '_> {
             if there.len() < length.min(NAMES_BYTES_MAX) {
                 return Ok(Step::More);
             }
-            return Err(violation("invalid string in message".to_owned()));
+            if length > NAMES_BYTES_MAX {
+                let text = format!("names of more than {NAMES_BYTES_MAX} bytes in a Bind message");
+                return Err(violation(text));
+            }
+            // The server says what is wrong with it.
+            return Ok(self.pass(length));
         };
         add(&self.session.account.counters.binds, 1);
         if name.is_empty() {

@@ -1,0 +1,195 @@
+//! One turn of a session that has a server connection: both sides' bytes are passed on until nothing is under way, or
+//! something has gone wrong.
+
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use synapsedb_pg::sql::traits::Flags;
+
+use super::account::add;
+use super::entry::End;
+use super::metrics::EndedBy;
+use super::server::Server;
+use super::session::{Lent, Session};
+use super::startup::Failure;
+use super::{downstream, upstream};
+
+/// A request's buffer up to this size is kept for the next one, in bytes.
+const INBOX_KEPT_BYTES: usize = 1024;
+
+/// What ends an exchange between client and server.
+pub(super) enum Turn {
+    /// Nothing is under way and no transaction is open.
+    Quiet,
+    ServerLost(String),
+    ClientLost(EndedBy),
+    /// The session is told to end, or to let go of its server, and something is under way.
+    Told(End),
+    Violation(Failure),
+}
+
+impl Session {
+    /// Passes both sides' bytes on until something ends that.
+    pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> Poll<Turn> {
+        let server = &mut *lent.server;
+        loop {
+            if let Some(end) = self.entry.told(cx).filter(|_| !self.ending) {
+                return Poll::Ready(Turn::Told(end));
+            }
+            let up = match self.poll_up(cx, server) {
+                Ok(progress) => progress,
+                Err(turn) => return Poll::Ready(turn),
+            };
+            let down = match self.poll_down(cx, server) {
+                Ok(progress) => progress,
+                Err(turn) => return Poll::Ready(turn),
+            };
+            if self.is_quiet(server) && (self.ending || (self.active && self.lets_go())) {
+                return Poll::Ready(Turn::Quiet);
+            }
+            if !up && !down {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Whether nothing is under way, and no transaction is open.
+    pub(super) fn is_quiet(&self, server: &Server) -> bool {
+        server.status == b'I'
+            && !self.batch_open
+            && self.passing == 0
+            && !self.fresh
+            && server.is_quiet()
+    }
+
+    /// Whether the connection need not, or may not be needed to, stay with the client.
+    pub(super) fn lets_go(&self) -> bool {
+        !self.keeps_server() || (self.origin.dedicated.is_none() && self.may_have_changed())
+    }
+
+    pub(super) fn may_have_changed(&self) -> bool {
+        self.traits.has(Flags::MAY_SET.with(Flags::MAY_HOLD).with(Flags::MAY_RELEASE))
+    }
+
+    /// Whether the session keeps its server connection between transactions.
+    pub(super) fn keeps_server(&self) -> bool {
+        self.entry.pin.get().is_some()
+    }
+
+    /// Whether the transaction that ended can have left nothing on the connection.
+    pub(super) fn leaves_nothing(&self) -> bool {
+        !self.keeps_server()
+            && !self.traits.has(Flags::MAY_SET.with(Flags::MAY_HOLD))
+            && !self.ending
+    }
+
+    /// From the client to the server. Whether anything was done.
+    pub(super) fn poll_up(
+        &mut self,
+        cx: &mut Context<'_>,
+        server: &mut Server,
+    ) -> Result<bool, Turn> {
+        let lost = |error: io::Error| Turn::ServerLost(error.to_string());
+        if !server.unsent.is_empty() {
+            match server.io.poll_unsent(cx, &mut server.unsent) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err(lost(error)),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        let worker = Rc::clone(&self.worker);
+        let mut spliced = worker.spliced.borrow_mut();
+        spliced.clear();
+        let fresh = std::mem::take(&mut self.fresh);
+        if !fresh && (self.ending && self.is_between_requests(server)) {
+            return Ok(false);
+        }
+        let mut scratch = worker.scratch.borrow_mut();
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let mut read = 0;
+        if !fresh {
+            match self.io.poll_take(cx, &mut scratch) {
+                Poll::Ready(Ok(0)) => return Err(Turn::ClientLost(EndedBy::Client)),
+                Poll::Ready(Ok(more)) => read = more,
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!("a client was lost: {error}");
+                    return Err(Turn::ClientLost(EndedBy::ClientLost));
+                }
+                Poll::Pending => {
+                    self.inbox = inbox;
+                    return Ok(false);
+                }
+            }
+            add(&self.account.counters.received, read as u64);
+            if !inbox.is_empty() {
+                inbox.extend_from_slice(&scratch[..read]);
+            }
+        }
+        let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
+        self.active = true;
+        let taken = upstream::take(self, server, data, &mut spliced).map_err(Turn::Violation)?;
+        let (used, terminated) = (taken.used, taken.terminated);
+        server.io.send(cx, taken.onward, &mut server.unsent).map_err(lost)?;
+        if inbox.is_empty() {
+            self.inbox.extend_from_slice(&data[used..]);
+        } else {
+            inbox.drain(..used);
+            if inbox.capacity() > INBOX_KEPT_BYTES && inbox.is_empty() {
+                inbox = Vec::new();
+            }
+            self.inbox = inbox;
+        }
+        if terminated {
+            return Err(Turn::ClientLost(EndedBy::Client));
+        }
+        Ok(true)
+    }
+
+    /// Whether the client is not in the middle of anything that a Sync must end.
+    pub(super) fn is_between_requests(&self, server: &Server) -> bool {
+        server.status == b'I' && !self.batch_open && self.passing == 0
+    }
+
+    /// From the server to the client. Whether anything was done.
+    pub(super) fn poll_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        server: &mut Server,
+    ) -> Result<bool, Turn> {
+        let client_lost = |error: io::Error| {
+            tracing::debug!("a client was lost: {error}");
+            Turn::ClientLost(EndedBy::ClientLost)
+        };
+        if !self.unsent.is_empty() {
+            match self.io.poll_unsent(cx, &mut self.unsent) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err(client_lost(error)),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        let worker = Rc::clone(&self.worker);
+        let mut spliced = worker.spliced.borrow_mut();
+        spliced.clear();
+        let mut scratch = worker.scratch.borrow_mut();
+        let read = match server.io.poll_take(cx, &mut scratch) {
+            Poll::Ready(Ok(0)) => {
+                return Err(Turn::ServerLost("it closed the connection".to_owned()));
+            }
+            Poll::Ready(Ok(read)) => read,
+            Poll::Ready(Err(error)) => return Err(Turn::ServerLost(error.to_string())),
+            Poll::Pending => return Ok(false),
+        };
+        let mut inbox = std::mem::take(&mut server.inbox);
+        if !inbox.is_empty() {
+            inbox.extend_from_slice(&scratch[..read]);
+        }
+        let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
+        let taken = downstream::take(self, server, data, &mut spliced).map_err(Turn::ServerLost)?;
+        let used = taken.used;
+        add(&self.account.counters.sent, taken.onward.len() as u64);
+        self.io.send(cx, taken.onward, &mut self.unsent).map_err(client_lost)?;
+        server.inbox.extend_from_slice(&data[used..]);
+        Ok(true)
+    }
+}
