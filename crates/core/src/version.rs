@@ -48,6 +48,11 @@ impl VersionVector {
         true
     }
 
+    /// Forgets what was seen of `origin`.
+    pub fn remove(&mut self, origin: NodeId) {
+        self.0.remove(&origin);
+    }
+
     /// The least vector that covers both (the join of the lattice).
     pub fn merge(&mut self, other: &Self) {
         for (&origin, &lsn) in &other.0 {

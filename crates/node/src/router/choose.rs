@@ -35,6 +35,8 @@ pub enum Why {
     PrimaryUnusable(NodeId),
     /// No member is fit to read from; each with the reason.
     NobodyReady(Vec<(NodeId, Unfit)>),
+    /// No ready node has all that the session must see.
+    Stale(String),
     /// The agent is stopping.
     Draining,
 }
@@ -75,6 +77,12 @@ impl fmt::Display for Why {
             Self::NoPrimary => f.write_str("the cluster has no primary yet"),
             Self::PrimaryUnusable(node) => {
                 write!(f, "the primary, node {node}, has left or its address is unknown")
+            }
+            Self::Stale(token) => {
+                write!(
+                    f,
+                    "no node that is ready has applied all that this session must see: {token}"
+                )
             }
             Self::Draining => f.write_str("this agent is stopping"),
             Self::NobodyReady(members) if members.is_empty() => {

@@ -193,7 +193,8 @@ impl Session {
     fn with_own_names(&self, body: &[u8]) -> Option<Vec<u8>> {
         let text = std::str::from_utf8(body).ok().filter(|text| text.contains(NAME_PREFIX))?;
         let mut text = text.to_owned();
-        for (name, statement) in &self.prepared {
+        let gone = self.unprepared.iter().map(|(name, statement)| (name, statement));
+        for (name, statement) in self.prepared.iter().chain(gone) {
             let ours = format!("\"{}\"", String::from_utf8_lossy(&statement.name));
             let theirs = format!("\"{}\"", String::from_utf8_lossy(name));
             text = text.replace(&ours, &theirs);

@@ -42,6 +42,12 @@ impl Session {
                 self.end_lent(lent);
                 Ok(None)
             }
+            Turn::ServerLost(why) if self.repeat() => {
+                tracing::debug!(node = %lent.server.node(), "a read is repeated: {why}");
+                self.worker.shared.metrics.repeated();
+                self.end_lent(lent);
+                Ok(None)
+            }
             Turn::ServerLost(why) => {
                 let ended = self.server_lost(&lent.server, &why);
                 self.end_lent(lent);

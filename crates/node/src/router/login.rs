@@ -326,6 +326,7 @@ impl Arrival {
         let (reply, keys) = self.or_slowly(outcome).await?;
         out.clear();
         wire::authentication_sasl_final(&mut out, &reply);
+        wire::authentication_ok(&mut out);
         self.client.write_all(&out).await.map_err(gone)?;
         Ok(keys)
     }

@@ -107,6 +107,7 @@ pub(super) struct Metrics {
     connect_failures: Family<ByNode, Counter>,
     connect_failures_all: Counter,
     pub(super) cancels: Counter,
+    repeats: Counter,
 }
 
 impl Metrics {
@@ -118,6 +119,7 @@ impl Metrics {
             connect_failures: Family::default(),
             connect_failures_all: Counter::default(),
             cancels: Counter::default(),
+            repeats: Counter::default(),
         };
         registry.register(
             "synapsedb_router_sessions_opened",
@@ -144,7 +146,16 @@ impl Metrics {
             "Cancel requests passed on",
             metrics.cancels.clone(),
         );
+        registry.register(
+            "synapsedb_router_reads_repeated",
+            "Reads whose node was lost before it answered, run again on another",
+            metrics.repeats.clone(),
+        );
         metrics
+    }
+
+    pub(super) fn repeated(&self) {
+        self.repeats.inc();
     }
 
     pub(super) fn opened(&self, endpoint: Endpoint) {

@@ -40,9 +40,11 @@ mod login;
 mod loss;
 mod metrics;
 mod origin;
+mod own;
 mod pid;
 mod pool;
 mod reach;
+mod repeat;
 mod roles;
 mod server;
 mod session;
@@ -58,12 +60,14 @@ mod task;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod token;
 mod turn;
 mod upstream;
 mod worker;
 
 use snapshot::{AccountTotals, PoolSnapshot, SessionSnapshot, Snapshot};
 pub use task::Task;
+pub use token::Consistency;
 
 /// The limits and addresses of the router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +102,8 @@ pub struct Config {
     pub farewell_ms: u64,
     /// When a client gets a server connection, and for how long.
     pub pool_mode: PoolMode,
+    /// How consistent the reads of a session are that does not say (`synapsedb.consistency`).
+    pub consistency: Consistency,
     /// Threads that serve clients, at most 8; 0 for one for every two cores.
     pub workers: usize,
     /// Server connections of one role in one database on one node.
@@ -135,6 +141,7 @@ impl Default for Config {
             drain_ms: 1_000,
             farewell_ms: 500,
             pool_mode: PoolMode::Transaction,
+            consistency: Consistency::Session,
             workers: 0,
             pool_size: 20,
             query_wait_timeout_ms: 120_000,

@@ -16,6 +16,7 @@ use super::metrics::Refused;
 use super::reach::{Unreached, reach};
 use super::server::{self, ConnectError, Server};
 use super::settings::Settings;
+use super::token::Reading;
 use super::worker::Worker;
 use super::{Endpoint, PoolMode};
 
@@ -69,7 +70,8 @@ pub(super) async fn find(
     let keys = account.keys();
     let config = &worker.shared.config;
     let patience = patience(worker, wish.endpoint);
-    let opened = reach(worker, wish.endpoint, patience, async |address| {
+    let reading = Reading::default();
+    let opened = reach(worker, wish.endpoint, &reading, patience, async |address| {
         let opened = server::open(&address, parameters, keys.as_ref(), config).await;
         match &opened {
             Ok(_) => worker.reached(address.node),
@@ -180,7 +182,6 @@ fn unreached_turns(worker: &Worker, wish: Wish, unreached: Unreached) -> Turned 
 /// The messages that end a login.
 pub(super) fn hello(origin: &Origin, pid: u32, secret: &[u8]) -> BytesMut {
     let mut out = BytesMut::new();
-    wire::authentication_ok(&mut out);
     out.put_slice(&origin.notices);
     for (name, value) in origin.reported.iter() {
         wire::parameter_status(&mut out, name, value);

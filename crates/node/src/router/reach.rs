@@ -11,6 +11,7 @@ use super::choose::Why;
 use super::pool::NoServer;
 use super::server::{Address, ConnectError};
 use super::startup::Failure;
+use super::token::Reading;
 use super::worker::Worker;
 
 /// Why no node was reached.
@@ -31,6 +32,7 @@ pub(super) enum Unreached {
 pub(super) async fn reach<T>(
     worker: &Rc<Worker>,
     endpoint: Endpoint,
+    reading: &Reading,
     patience: Duration,
     attempt: impl AsyncFn(Rc<Address>) -> Result<T, NoServer>,
 ) -> Result<T, Unreached> {
@@ -41,7 +43,7 @@ pub(super) async fn reach<T>(
         if worker.shared.draining.is_cancelled() {
             return Err(Unreached::Nobody(Why::Draining));
         }
-        let unreached = match worker.pick(endpoint) {
+        let unreached = match worker.pick(endpoint, reading) {
             Err(why) => Unreached::Nobody(why),
             Ok(address) => {
                 let node = address.node;
@@ -96,6 +98,7 @@ impl Unreached {
             ),
         };
         let sqlstate = match (self, endpoint) {
+            (Self::Nobody(Why::Stale(_)), _) => "SY002",
             (Self::Connect(..), Endpoint::Read) => "08006",
             (Self::Nobody(_), _) | (Self::Connect(..), Endpoint::Write) => "57P03",
             (Self::Busy { .. }, _) => "53300",
@@ -104,6 +107,10 @@ impl Unreached {
             (Self::Busy { .. }, _) => {
                 "Raise router.pool_size or router.query_wait_timeout_ms, or end long transactions: `show clients` in \
                  database synapsedb_admin shows who holds a connection."
+            }
+            (Self::Nobody(Why::Stale(_)), _) => {
+                "Try again in a moment. If the node that took the writes does not come back, they may be lost: `set \
+                 synapsedb.consistency = eventual` reads without them."
             }
             (_, Endpoint::Read) => "Try again in a moment; `synapsedb status` shows the nodes.",
             (_, Endpoint::Write) => {

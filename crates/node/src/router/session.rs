@@ -1,12 +1,14 @@
 //! One client's session: it waits for a request, is lent a server connection, passes both sides' bytes on, and gives
 //! the connection back when the transaction has ended.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use synapsedb_core::ids::NodeId;
 use synapsedb_pg::sql::statement;
 use synapsedb_pg::sql::traits::Flags;
 use tokio::io::AsyncWriteExt as _;
@@ -21,14 +23,16 @@ use super::metrics::EndedBy;
 use super::origin::{self, Greeting, Origin};
 use super::pool::{NoServer, Pool};
 use super::reach::{Unreached, reach};
+use super::repeat::{Repeat, calls_nothing_unknown};
 use super::server::{self, Server};
 use super::settings::Settings;
 use super::socket::Socket;
 use super::startup::Failure;
 use super::statements::Statement;
+use super::token::Reading;
 use super::turn::Turn;
-use super::upstream;
 use super::worker::Worker;
+use super::{Consistency, Endpoint, upstream};
 
 /// Settings of two-part names that are followed for one client.
 const CUSTOM_MAX: usize = 1_000;
@@ -53,6 +57,8 @@ pub(super) struct Session {
     pub(super) unnamed_count: u64,
     /// Names it has given to prepared statements since the last ReadyForQuery.
     pub(super) parsing: Vec<(Box<[u8]>, StatementId)>,
+    /// Names that turned out not to be prepared, while an error may still tell of them.
+    pub(super) unprepared: Vec<(Box<[u8]>, Rc<Statement>)>,
     /// The prepared statements it has used since the last ReadyForQuery.
     pub(super) used: Vec<Rc<Statement>>,
     /// Names of two-part settings that it may have set.
@@ -83,6 +89,12 @@ pub(super) struct Session {
     pub(super) aborted: Aborted,
     /// The session ends as soon as nothing is under way.
     pub(super) ending: bool,
+    /// Where it may read.
+    pub(super) reading: Reading,
+    /// Counts it at its home.
+    home: Option<Rc<Cell<u64>>>,
+    /// The request at hand, while it may be repeated on another node.
+    pub(super) repeat: Repeat,
 }
 
 /// A connection that a session has, and where it came from.
@@ -121,6 +133,7 @@ impl Session {
         place: OwnedSemaphorePermit,
     ) -> Self {
         account.clients.set(account.clients.get() + 1);
+        let consistency = worker.shared.config.consistency;
         let (wanted, reported) = (Rc::clone(&origin.settings), Rc::clone(&origin.reported));
         Self {
             worker,
@@ -136,6 +149,7 @@ impl Session {
             unnamed: Vec::new(),
             unnamed_count: 0,
             parsing: Vec::new(),
+            unprepared: Vec::new(),
             used: Vec::new(),
             custom: BTreeSet::new(),
             inbox: Vec::new(),
@@ -151,6 +165,9 @@ impl Session {
             doomed: None,
             aborted: Aborted::No,
             ending: false,
+            reading: Reading { consistency, ..Reading::default() },
+            home: None,
+            repeat: Repeat::default(),
         }
     }
 
@@ -167,6 +184,9 @@ impl Session {
         self.worker.shared.metrics.ended(ended.by);
         self.account.clients.set(self.account.clients.get().saturating_sub(1));
         self.worker.sessions.borrow_mut().remove(&self.entry.pid);
+        if let Some(home) = self.home.take() {
+            home.set(home.get().saturating_sub(1));
+        }
         let mut last = std::mem::take(&mut self.unsent);
         last.extend_from_slice(&ended.last);
         self.io.part(&last, self.worker.farewell()).await;
@@ -199,7 +219,7 @@ impl Session {
             self.entry.activity.set(Activity::Active);
             let turn = std::future::poll_fn(|cx| self.poll_turn(cx, &mut held)).await;
             lent = match turn {
-                Turn::Quiet if self.leaves_nothing() => {
+                Turn::Quiet if self.leaves_nothing() && !self.must_sample() => {
                     self.give_back(held);
                     None
                 }
@@ -282,7 +302,7 @@ impl Session {
 
     /// A connection for a transaction that begins now, if one is idle that is as the client wants it.
     pub(super) fn lend_now(&mut self) -> Option<Lent> {
-        let address = self.worker.pick(self.entry.endpoint).ok()?;
+        let address = self.worker.pick(self.entry.endpoint, &self.reading).ok()?;
         let pool = self.account.pool(&self.worker, &address);
         let server = pool.take(&self.wanted)?;
         if !Rc::ptr_eq(&server.applied, &self.wanted) {
@@ -298,8 +318,21 @@ impl Session {
             self.report(&server);
         }
         pool.lent.set(pool.lent.get() + 1);
+        if self.reading.home != Some(server.node()) {
+            self.settle_at(server.node());
+        }
         *self.entry.current.borrow_mut() = Some(server.cancel.clone());
         Lent { server, pool: Some(pool), since: Instant::now() }
+    }
+
+    /// The session reads from this node from now on.
+    fn settle_at(&mut self, node: NodeId) {
+        self.reading.home = Some(node);
+        let homed = self.worker.homed(node);
+        homed.set(homed.get() + 1);
+        if let Some(left) = self.home.replace(homed) {
+            left.set(left.get().saturating_sub(1));
+        }
     }
 
     /// Tells the client what this server reports that the last one did not.
@@ -321,7 +354,7 @@ impl Session {
         self.entry.activity.set(Activity::Waiting);
         let patience = origin::patience(&self.worker, endpoint);
         let wait_max = Duration::from_millis(self.worker.shared.config.query_wait_timeout_ms);
-        let got = reach(&self.worker, endpoint, patience, async |address| {
+        let got = reach(&self.worker, endpoint, &self.reading, patience, async |address| {
             let pool = self.account.pool(&self.worker, &address);
             let server = match pool.take(&self.wanted) {
                 Some(server) => server,
@@ -357,6 +390,8 @@ impl Session {
 
     /// A transaction has ended, and nothing is left of it on the connection.
     pub(super) fn give_back(&mut self, lent: Lent) {
+        self.unprepared.clear();
+        self.repeat.done();
         self.account_for(lent.pool.as_ref(), lent.since);
         self.active = false;
         self.traits = Flags::default();
@@ -376,9 +411,33 @@ impl Session {
         }
     }
 
+    /// Whether what the session has written here must be known by its LSN: it may read elsewhere next.
+    pub(super) fn must_sample(&self) -> bool {
+        self.traits.has(Flags::WRITES)
+            && self.entry.endpoint == Endpoint::Read
+            && self.reading.consistency == Consistency::Session
+    }
+
+    /// Takes note of how far the node is, the session's own commit included.
+    async fn sample(&mut self, server: &mut Server) {
+        let rows = server.ask(include_str!("position.sql")).await;
+        let position = rows.ok().and_then(|rows| rows.first()?.first()?.clone());
+        if let Some(lsn) = position.and_then(|text| text.parse().ok()) {
+            self.reading.token.advance(server.node(), lsn);
+        }
+        self.traits.remove(Flags::WRITES);
+    }
+
     /// Looks at what the transaction may have left on the connection: settings go with the client, everything else
     /// keeps the connection with it.
     pub(super) async fn settle(&mut self, mut lent: Lent) -> Option<Lent> {
+        if self.must_sample() {
+            self.sample(&mut lent.server).await;
+            if self.leaves_nothing() {
+                self.give_back(lent);
+                return None;
+            }
+        }
         let names: BTreeSet<String> = {
             let of_two = |name: &&String| name.contains('.');
             let known = self.wanted.keys().chain(lent.server.applied.keys()).filter(of_two);
@@ -420,7 +479,8 @@ impl Session {
             return;
         };
         for (name, _) in self.parsing.iter().filter(|(_, parsed)| *parsed == id) {
-            self.prepared.remove(name);
+            // What has been sent meanwhile may still use the name.
+            self.unprepared.extend(self.prepared.remove(name).map(|was| (name.clone(), was)));
         }
     }
 
@@ -436,6 +496,9 @@ impl Session {
     /// A statement's text passes.
     pub(super) fn note_text(&mut self, text: &[u8], seen: Flags) {
         self.traits = self.traits.with(seen);
+        if self.entry.endpoint == Endpoint::Read && !calls_nothing_unknown(text) {
+            self.repeat.forbid();
+        }
         // To a session that takes backslashes in plain strings the text may be another one.
         let escapes = |value: &String| value == "off";
         if seen.has(Flags::BACKSLASH)

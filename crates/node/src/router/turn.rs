@@ -13,7 +13,7 @@ use super::metrics::EndedBy;
 use super::server::Server;
 use super::session::{Lent, Session};
 use super::startup::Failure;
-use super::{downstream, upstream};
+use super::{Endpoint, downstream, upstream};
 
 /// A request's buffer up to this size is kept for the next one, in bytes.
 const INBOX_KEPT_BYTES: usize = 1024;
@@ -128,6 +128,11 @@ impl Session {
         }
         let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
         self.active = true;
+        match (fresh, self.entry.endpoint) {
+            (true, Endpoint::Read) if server.status == b'I' => self.repeat.begin(data),
+            (false, Endpoint::Read) => self.repeat.add(&scratch[..read]),
+            (_, Endpoint::Read | Endpoint::Write) => {}
+        }
         let taken = upstream::take(self, server, data, &mut spliced).map_err(Turn::Violation)?;
         let (used, terminated) = (taken.used, taken.terminated);
         server.io.send(cx, taken.onward, &mut server.unsent).map_err(lost)?;
@@ -187,6 +192,9 @@ impl Session {
         let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
         let taken = downstream::take(self, server, data, &mut spliced).map_err(Turn::ServerLost)?;
         let used = taken.used;
+        if !taken.onward.is_empty() {
+            self.repeat.forbid();
+        }
         add(&self.account.counters.sent, taken.onward.len() as u64);
         self.io.send(cx, taken.onward, &mut self.unsent).map_err(client_lost)?;
         server.inbox.extend_from_slice(&data[used..]);

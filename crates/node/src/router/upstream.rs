@@ -4,7 +4,8 @@
 use std::rc::Rc;
 
 use bytes::BufMut as _;
-use synapsedb_pg::sql::statement::{self, Deallocate};
+use synapsedb_pg::quote;
+use synapsedb_pg::sql::statement::{self, Deallocate, Own};
 use synapsedb_pg::sql::traits::{Flags, Traits};
 
 use super::account::add;
@@ -162,6 +163,9 @@ impl<'a> Up<'a, '_> {
             let text = body.strip_suffix(b"\0").unwrap_or(body);
             let seen = Traits::of(text).flags;
             self.session.note_text(text, seen);
+            if seen.has(Flags::OWN) && self.own(text, length) {
+                return Ok(Step::Next);
+            }
             if seen.has(Flags::MAY_RELEASE) && self.deallocate(text, length) {
                 return Ok(Step::Next);
             }
@@ -173,6 +177,40 @@ impl<'a> Up<'a, '_> {
         self.server.expected.query();
         add(&self.session.account.counters.queries, 1);
         Ok(self.pass(length))
+    }
+
+    /// A statement about a setting that is the router's. SET and RESET go on, so that the server judges them as it
+    /// does all others; SHOW becomes a query that answers with our value.
+    fn own(&mut self, text: &[u8], length: usize) -> bool {
+        let (setting, value) = match statement::own(text) {
+            Some(Own::Show(setting)) => (setting, None),
+            Some(Own::Set(setting, value)) => (setting, Some(value)),
+            Some(Own::Reset(setting)) => (setting, Some(String::new())),
+            Some(Own::Refused(..)) | None => return false,
+        };
+        let column = quote::ident(setting.name());
+        let sql = match value {
+            None => {
+                let shown = self.session.shown(setting, self.server);
+                format!("SELECT {shown} AS {column}\0")
+            }
+            Some(value) => match self.session.set_own(setting, &value) {
+                Ok(()) => return false,
+                // An error of the server's, with our text.
+                Err(why) => format!(
+                    "DO $synapsedb$ BEGIN RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = {}; END $synapsedb$\0",
+                    quote::literal(&why)
+                ),
+            },
+        };
+        self.splice.drop(self.at, self.at + HEADER_BYTES + length);
+        put(self.splice.output(), b'Q', &[sql.as_bytes()]);
+        self.at += HEADER_BYTES + length;
+        self.session.unnamed.clear();
+        self.server.unnamed = None;
+        self.session.batch_open = false;
+        self.server.expected.query();
+        true
     }
 
     /// `DEALLOCATE name` of a statement that the client prepared by Parse, which the server knows by another name.

@@ -25,6 +25,7 @@ use super::roles::Roles;
 use super::server::{self, Address, ConnectError};
 use super::settings::Interner;
 use super::statements::Statements;
+use super::token::{self, Consistency, Reading};
 use super::{Endpoint, PoolSnapshot, SessionSnapshot, Shared, Snapshot, login};
 
 /// After a failed accept (no file descriptor left, mostly): a rest instead of a spin.
@@ -59,6 +60,7 @@ pub(super) struct Worker {
     accounts: RefCell<HashMap<(String, String), Rc<Account>>>,
     routes: RefCell<Routes>,
     lent: RefCell<HashMap<NodeId, Rc<Cell<u64>>>>,
+    homed: RefCell<HashMap<NodeId, Rc<Cell<u64>>>>,
     breakers: RefCell<Breakers>,
     next_session: Cell<u32>,
 }
@@ -72,6 +74,7 @@ struct Routes {
 struct Reader {
     address: Rc<Address>,
     lent: Rc<Cell<u64>>,
+    homed: Rc<Cell<u64>>,
 }
 
 impl Worker {
@@ -90,6 +93,7 @@ impl Worker {
             accounts: RefCell::default(),
             routes: RefCell::new(nowhere),
             lent: RefCell::default(),
+            homed: RefCell::default(),
             breakers: RefCell::default(),
             next_session: Cell::new(0),
         });
@@ -130,28 +134,38 @@ impl Worker {
         self.accounts.borrow().values().cloned().collect()
     }
 
-    /// The node for a transaction that begins now. Reads go to the node with the fewest transactions of this worker,
-    /// on a tie to the agent's own.
-    pub(super) fn pick(&self, endpoint: Endpoint) -> Result<Rc<Address>, Why> {
+    /// The node for a transaction that begins now. A session stays where it has read before, if that may be; others
+    /// go to the node with the fewest transactions of this worker, on a tie to that with the fewest sessions, and then
+    /// to the agent's own.
+    pub(super) fn pick(&self, endpoint: Endpoint, reading: &Reading) -> Result<Rc<Address>, Why> {
         let routes = self.routes.borrow();
-        match endpoint {
-            Endpoint::Write => routes.primary.clone(),
-            Endpoint::Read => {
-                let readers = routes.readers.as_ref().map_err(Why::clone)?;
-                let now = Instant::now();
-                let breakers = self.breakers.borrow();
-                let rank = |reader: &&Reader| {
-                    (breakers.passage(reader.address.node, now), reader.lent.get())
-                };
-                let best = readers.iter().min_by_key(rank).ok_or(Why::NobodyReady(Vec::new()))?;
-                let passage = breakers.passage(best.address.node, now);
-                drop(breakers);
-                if passage == Passage::HalfOpen {
-                    self.breakers.borrow_mut().tried(best.address.node, now, self.rest());
-                }
-                Ok(Rc::clone(&best.address))
-            }
+        let readers = match endpoint {
+            Endpoint::Write => return routes.primary.clone(),
+            Endpoint::Read => routes.readers.as_ref().map_err(Why::clone)?,
+        };
+        let now = Instant::now();
+        let passage = |reader: &Reader| self.breakers.borrow().passage(reader.address.node, now);
+        if reading.consistency == Consistency::Session
+            && let Some(home) =
+                readers.iter().find(|reader| Some(reader.address.node) == reading.home)
+            && passage(home) == Passage::Closed
+        {
+            return Ok(Rc::clone(&home.address));
         }
+        let view = self.shared.view.borrow();
+        let fresh = |reader: &&Reader| reading.may_read(reader.address.node, &view);
+        let rank = |reader: &&Reader| (passage(reader), reader.lent.get(), reader.homed.get());
+        let best = readers.iter().filter(fresh).min_by_key(rank);
+        let best = best.ok_or_else(|| Why::Stale(token::to_text(&reading.token)))?;
+        if passage(best) == Passage::HalfOpen {
+            self.breakers.borrow_mut().tried(best.address.node, now, self.rest());
+        }
+        Ok(Rc::clone(&best.address))
+    }
+
+    /// The number of this worker's sessions whose home a node is.
+    pub(super) fn homed(&self, node: NodeId) -> Rc<Cell<u64>> {
+        Rc::clone(self.homed.borrow_mut().entry(node).or_default())
     }
 
     /// Whether a transaction of this endpoint may still begin on the node.
@@ -205,7 +219,11 @@ impl Worker {
         };
         let primary = targets(Endpoint::Write).map(|targets| address(&targets[0]));
         let readers = targets(Endpoint::Read).map(|targets| {
-            let reader = |target| Reader { address: address(target), lent: self.lent(target.node) };
+            let reader = |target: &super::choose::Target| Reader {
+                address: address(target),
+                lent: self.lent(target.node),
+                homed: self.homed(target.node),
+            };
             targets.iter().map(reader).collect()
         });
         *self.routes.borrow_mut() = Routes { primary, readers };

@@ -80,7 +80,8 @@ impl Flags {
         Self(self.0 | others.0)
     }
 
-    fn remove(&mut self, flags: Self) {
+    /// Takes these out.
+    pub fn remove(&mut self, flags: Self) {
         self.0 &= !flags.0;
     }
 }
