@@ -12,9 +12,9 @@ const REMEMBERED_MAX: usize = 10_000;
 /// A role, as far as its login goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Role {
-    /// `pg_authid.rolpassword`.
+    /// `pg_authid.rolpassword`, unless it has expired.
     pub(super) verifier: Option<String>,
-    /// It may log in, and its password has not expired.
+    /// It may log in.
     pub(super) may_login: bool,
     /// `rolconnlimit`; negative for none.
     pub(super) connections_max: i32,

@@ -1,5 +1,5 @@
-select r.rolpassword,
-       r.rolcanlogin and not coalesce(r.rolvaliduntil < pg_catalog.now(), false),
+select case when r.rolvaliduntil < pg_catalog.now() then null else r.rolpassword end,
+       r.rolcanlogin,
        r.rolconnlimit,
        exists (
            select
