@@ -5,14 +5,19 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use synapsedb_core::guard::Mark;
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
 use synapsedb_pg::{Config as PgConfig, client, replication};
+use tokio_postgres::Row;
 
-use super::spool::{self, SpoolId};
-use super::{origin_name, parse_origin_name};
+use super::spool::{self, SpoolError, SpoolId};
+use super::{guard, origin_name, parse_origin_name, spools};
 use crate::layout::Identity;
+
+/// How often a spool is copied that is written at the same time.
+const COPIES_MAX: u32 = 5;
 
 /// The node whose server was copied.
 #[derive(Clone, Copy, Debug)]
@@ -59,10 +64,6 @@ pub(crate) async fn adopt(
         "the copied server belongs to cluster {cluster}, this node to {}",
         identity.cluster_id
     );
-    client
-        .batch_execute(include_str!("sql/seed_sequences.sql"))
-        .await
-        .context("move the sequences into this node's class")?;
     // A commit may begin exactly where the replay ended: that one is not here.
     let through = Lsn(replayed.0.saturating_sub(1));
     let name = origin_name(copied.node, copied.incarnation);
@@ -80,6 +81,79 @@ pub(crate) async fn adopt(
         }
     }
     Ok(holds)
+}
+
+/// What an earlier life of the node gave from a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Given {
+    schema: String,
+    sequence: String,
+    last_value: i64,
+}
+
+/// What the ending life of the node gave from its sequences, by its own server: nothing, when that is not the one that
+/// wrote the transaction `last`, which all others have received, but an older copy of it.
+///
+/// # Errors
+/// The server does not say.
+pub(crate) async fn given(server: &PgConfig, last: Mark) -> Result<Option<Vec<Given>>> {
+    let Some((time, xid)) = last.content else { return Ok(None) };
+    let client = client::connect(&server.named("synapsedb seed")).await?;
+    let xid = xid.to_string();
+    let met = client.query_one(include_str!("sql/commit_time.sql"), &[&xid]).await?;
+    if met.get::<_, Option<i64>>(0) != Some(time.unix_us()) {
+        return Ok(None);
+    }
+    let rows = client.query(include_str!("sql/seed_given.sql"), &[]).await?;
+    let given =
+        |row: &Row| Given { schema: row.get(0), sequence: row.get(1), last_value: row.get(2) };
+    Ok(Some(rows.iter().map(given).collect()))
+}
+
+/// The last transaction of a life of a node that another one has received, by the spools of that one; nothing when it is
+/// not kept any more. `scratch` is a directory that does not exist, and does not afterwards.
+pub(crate) fn last_received(
+    spool_dir: &Path,
+    scratch: &Path,
+    life: SpoolId,
+    limits: spool::Config,
+) -> Option<Mark> {
+    let dir = spool_dir.join(format!("{}-{}", life.origin, life.incarnation));
+    let copied = spool::copy(&dir, scratch, life, limits);
+    let last = copied.and_then(|()| Ok(guard::last(&spool::open(scratch, life, limits)?.1)));
+    let _ = std::fs::remove_dir_all(scratch);
+    last.ok().flatten()
+}
+
+/// Moves the sequences into this node's class, after what the copied node had given, and after what an earlier life of
+/// this node gave. Where that is unknown, a range is skipped that no life uses up. Answers the sequences that are too
+/// short for that: their values may come again.
+///
+/// # Errors
+/// The server refuses.
+pub(crate) async fn reseat_sequences(
+    server: &PgConfig,
+    given: Option<&[Given]>,
+) -> Result<Vec<String>> {
+    let client = client::connect(&server.named("synapsedb seed")).await?;
+    client
+        .batch_execute("set session_replication_role = replica; set client_min_messages = warning")
+        .await?;
+    client.batch_execute(include_str!("sql/seed_tables.sql")).await?;
+    let known = given.is_some();
+    let given = given.unwrap_or_default();
+    let schemas: Vec<&str> = given.iter().map(|given| given.schema.as_str()).collect();
+    let sequences: Vec<&str> = given.iter().map(|given| given.sequence.as_str()).collect();
+    let values: Vec<i64> = given.iter().map(|given| given.last_value).collect();
+    client
+        .execute(include_str!("sql/seed_put_given.sql"), &[&known, &schemas, &sequences, &values])
+        .await?;
+    client
+        .batch_execute(include_str!("sql/seed_sequences.sql"))
+        .await
+        .context("move the sequences into this node's class")?;
+    let short = client.query(include_str!("sql/seed_short.sql"), &[]).await?;
+    Ok(short.iter().map(|row| row.get(0)).collect())
 }
 
 /// Where the recovery of a copy ended; known only while the server runs that has replayed it.
@@ -101,6 +175,63 @@ pub(crate) async fn wal_end(server: &PgConfig) -> Result<Lsn> {
     let client = client::connect(&server.named("synapsedb seed")).await?;
     let row = client.query_one(include_str!("sql/wal_end.sql"), &[]).await?;
     Ok(row.get::<_, String>(0).parse()?)
+}
+
+/// Gives the new node the spools of the copied one, also those of lives that have ended: what these remember of deletes
+/// and unique values, a write that is on its way must meet here as it does there.
+///
+/// To be called when the server's copy is complete: whatever it has applied is in them then. From when the node is
+/// joining, the copied node keeps them.
+///
+/// # Errors
+/// One cannot be read, is damaged or cannot be written.
+pub(crate) fn copy_spools(
+    from: &Path,
+    to: &Path,
+    identity: &Identity,
+    limits: spool::Config,
+) -> Result<()> {
+    for (origin, incarnation, dir) in spools::lives(from)? {
+        if origin == identity.node && incarnation >= identity.incarnation {
+            continue;
+        }
+        let id = SpoolId { cluster: identity.cluster_id, origin, incarnation };
+        let copy = to.join(format!("{origin}-{incarnation}"));
+        let mut tries = 0;
+        // Its writer may undo a transaction at this moment, and write another in its place.
+        while let Err(error) = spool::copy(&dir, &copy, id, limits) {
+            tries += 1;
+            if tries == COPIES_MAX || !matches!(error, SpoolError::Corrupt { .. }) {
+                return Err(error).with_context(|| format!("copy the spool {}", dir.display()));
+            }
+            std::fs::remove_dir_all(&copy)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is held of nodes that have left, whose replication origins are gone: all of it, as the copied node says.
+///
+/// # Errors
+/// The spool of the copied node cannot be read.
+pub(crate) fn hold_departed(
+    spool_dir: &Path,
+    identity: &Identity,
+    copied: Copied,
+    limits: spool::Config,
+    holds: &mut VersionVector,
+) -> Result<()> {
+    let (origin, incarnation) = (copied.node, copied.incarnation);
+    let id = SpoolId { cluster: identity.cluster_id, origin, incarnation };
+    let (writer, _spool) =
+        spool::open(&spool_dir.join(format!("{origin}-{incarnation}")), id, limits)?;
+    for (node, lsn) in writer.tail().vector.iter() {
+        // Of everybody else there is an origin, which says what had been applied when the server was copied.
+        if node != identity.node && holds.get(node) == Lsn::ZERO {
+            holds.advance(node, lsn);
+        }
+    }
+    Ok(())
 }
 
 /// Makes the slot of the new node, and its spool, which begins with what the copy holds.

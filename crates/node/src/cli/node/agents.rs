@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
-use synapsedb_core::ids::NodeId;
+use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::state::{ClusterState, MemberStatus};
+use synapsedb_core::state::{ClusterState, Member, MemberStatus};
 
 use crate::cli::progress::Progress;
 use crate::cli::status;
@@ -106,6 +106,19 @@ impl<'a> Agents<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the other agents that answer are no majority of those that vote.
+    pub(super) fn few_without(&self, gone: NodeId, state: &ClusterState) -> bool {
+        // A node that is joining for the first time does not vote yet.
+        let votes = |member: &Member| {
+            member.status != MemberStatus::Joining || member.incarnation > Incarnation::FIRST
+        };
+        let voters: Vec<NodeId> =
+            state.present().filter(|(_, member)| votes(member)).map(|(node, _)| node).collect();
+        let answers = self.states();
+        let others = voters.iter().filter(|node| **node != gone && answers.contains_key(node));
+        others.count() <= voters.len() / 2
     }
 
     /// Whether all members but `gone` have received and applied the same of it; answers up to where. With `through`

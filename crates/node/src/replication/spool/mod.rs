@@ -11,6 +11,7 @@
 //! off. The file `durable` beside them holds how far the last segment was synced: what is missing or broken before
 //! that point was damaged, not torn.
 
+mod copy;
 mod durable;
 mod frame;
 mod reader;
@@ -32,6 +33,7 @@ use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
 use tokio::sync::watch;
 
+pub use copy::copy;
 pub use frame::{Frame, Header, NotAFrame};
 pub use reader::Reader;
 pub use recovery::open;
