@@ -120,12 +120,21 @@ impl Cluster {
     /// # Panics
     /// When the command fails, with its own words.
     pub fn join(&mut self, source: Option<u16>) -> u16 {
+        self.join_with(source, |_| {})
+    }
+
+    /// As [`Cluster::join`]; `configure` changes the configuration of the node before its agent starts.
+    ///
+    /// # Panics
+    /// When the command fails, with its own words.
+    pub fn join_with(&mut self, source: Option<u16>, configure: impl FnOnce(&Node)) -> u16 {
         let number = self.last + 1;
         let from = source.map(|source| source.to_string());
         let mut arguments = vec!["node", "join", "--timeout", "120"];
         arguments.extend(from.iter().flat_map(|from| ["--source", from.as_str()]));
         self.command(&arguments);
         let node = Node::new(&self.binary, &self.data, &self.ports, number, number, &self.reaper);
+        configure(&node);
         node.start();
         self.nodes.push(node);
         self.last = number;

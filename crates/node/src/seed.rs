@@ -30,6 +30,8 @@ pub(crate) struct Plan<'a> {
     /// The file with the password of the agent's role there, which the copy has too.
     pub(crate) password_file: PathBuf,
     pub(crate) earlier: EarlierLives,
+    /// Waits until the copied node has everything in its spools that its server committed before this.
+    pub(crate) await_spooled: &'a dyn Fn(Lsn) -> Result<()>,
 }
 
 /// What the others know of the lives of the node that have ended.
@@ -78,11 +80,12 @@ pub(crate) async fn make(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> Result<
         let holds = seed::adopt(server.target(), plan.identity, plan.copied, replayed).await?;
         let end = seed::wal_end(server.target()).await?;
         let timeline = walsender::identify(server.target()).await?.timeline;
-        anyhow::Ok((holds, end, timeline))
+        anyhow::Ok((replayed, holds, end, timeline))
     };
     let adopted = adopted.await;
     server.stop().await;
-    let (mut holds, end, timeline) = adopted.context("cannot make the copy this node's")?;
+    let (replayed, mut holds, end, timeline) =
+        adopted.context("cannot make the copy this node's")?;
     if end <= plan.earlier.through {
         copy::begin_wal_after(&config, plan.earlier.through, timeline)?;
     }
@@ -90,6 +93,8 @@ pub(crate) async fn make(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> Result<
     let replication = &plan.config.replication;
     // Nothing of it belongs to the life that begins.
     remove(&replication.spool_dir)?;
+    // What the copied server had applied is in them already.
+    (plan.await_spooled)(replayed)?;
     copy_spools(plan).await?;
     let (dir, limits) = (&replication.spool_dir, replication.spool);
     seed::hold_departed(dir, plan.identity, plan.copied, limits, &mut holds)?;

@@ -180,8 +180,8 @@ pub(crate) async fn wal_end(server: &PgConfig) -> Result<Lsn> {
 /// Gives the new node the spools of the copied one, also those of lives that have ended: what these remember of deletes
 /// and unique values, a write that is on its way must meet here as it does there.
 ///
-/// To be called when the server's copy is complete: whatever it has applied is in them then. From when the node is
-/// joining, the copied node keeps them.
+/// To be called when the server's copy is complete, and the copied node has spooled what it had committed: all that the
+/// copy holds is in them then. From when the node is joining, the copied node keeps them.
 ///
 /// # Errors
 /// One cannot be read, is damaged or cannot be written.

@@ -227,7 +227,6 @@ async fn generation(shared: &Arc<Shared>) -> Result<()> {
     shared.applied.reset(visible);
     shared.applied.set_durable(durable);
     await_spools(shared).await?;
-    await_applied(shared).await?;
     recent::rebuild(shared, &shared.applied.visible()).await?;
     let mut lanes = JoinSet::new();
     for source in sources {
@@ -262,19 +261,6 @@ async fn await_spools(shared: &Shared) -> Result<()> {
             changed = state.changed() => changed.context("the cluster state is gone")?,
         }
     }
-}
-
-/// Waits until the spools hold what is applied here. After a copy the server may have more: what the copied node had
-/// committed and not spooled yet.
-async fn await_applied(shared: &Shared) -> Result<()> {
-    for (origin, incarnation) in other_members(shared) {
-        let applied = shared.durable_of(origin, incarnation).await?;
-        let spool = shared.spools.get(origin).filter(|(life, _)| *life == incarnation);
-        let Some((_, spool)) = spool else { continue };
-        let mut tail = spool.tail_watch();
-        tail.wait_for(|tail| *tail >= applied).await.context("the spool was closed")?;
-    }
-    Ok(())
 }
 
 /// What is visible here of every origin, what of it is on disk, and where the own WAL ends.

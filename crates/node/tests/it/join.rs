@@ -6,7 +6,7 @@ use synapsedb_dev::client::Session;
 use synapsedb_dev::load::{self, Load};
 use synapsedb_dev::{Cluster, HttpPort, Node, eventually};
 
-use crate::{NOTICED, binary, cluster};
+use crate::{NOTICED, agent, binary, cluster};
 
 /// How long a node may take to catch up and take part.
 const CAUGHT_UP: Duration = Duration::from_secs(90);
@@ -140,6 +140,32 @@ async fn a_copy_keeps_the_versions_of_all_rows() {
     assert_eq!(versions(cluster.node(2), "versioned").await, expected);
     assert!(expected[4].ends_with("synapsedb_1_1"), "{expected:?}");
     assert!(expected[10].ends_with("synapsedb_3_1"), "{expected:?}");
+    // To a later write of node 3 gives way what came with the copy, and not what node 3 wrote itself.
+    assert_eq!(gives_way(three, 3).await, 1, "a row that node 1 wrote before the copy");
+    assert_eq!(gives_way(three, 10).await, 1, "a row that was applied here");
+    assert_eq!(gives_way(three, 11).await, 0, "a row that node 3 wrote");
+}
+
+/// How many rows with this key give way to a later local write at node 3. Nothing is changed.
+async fn gives_way(node: &Node, id: u32) -> usize {
+    let without_origin = "(select coalesce((select i.node from synapsedb.inherited i
+        where age(t.xmin) > age((i.before_xid::text::numeric % 4294967296)::text::xid)
+        order by before_xid limit 1), 3))";
+    let sql = include_str!("../../src/replication/sql/older_goes.sql")
+        .replace("{table}", "versioned")
+        .replace("{found}", &format!("t.id = {id}"))
+        .replace("{without_origin}", without_origin)
+        .replace("{lower}", "-1")
+        .replace("{time}", "9999999999999999")
+        .replace("{schema_name}", "'public'")
+        .replace("{table_name}", "'versioned'")
+        .replace("{origin}", "3")
+        .replace("{lsn}", "'0/1'");
+    let session = agent(node).session().await;
+    session.rows("begin").await.unwrap();
+    let gone = session.rows(&sql).await.unwrap();
+    session.rows("rollback").await.unwrap();
+    gone.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,10 +226,9 @@ async fn remembers(node: &Node) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_remembers_deletes_and_unique_values() {
     let mut cluster = binary().lay_out(3);
-    for node in cluster.nodes() {
-        // A node is not ready where nothing of another arrives; here that is held back for a while.
-        node.configure("replication.probe_interval_ms", 30_000);
-    }
+    // A node is not ready where nothing of another arrives; here that is held back for a while.
+    let patient = |node: &Node| node.configure("replication.probe_interval_ms", 60_000);
+    cluster.nodes().iter().for_each(patient);
     cluster.start().await;
     cluster
         .node(1)
@@ -237,7 +262,7 @@ async fn a_copy_remembers_deletes_and_unique_values() {
     is_known(&cluster, 3).await;
     remembers(cluster.node(3)).await;
     // A new node does too.
-    cluster.join(Some(2));
+    cluster.join_with(Some(2), patient);
     is_known(&cluster, 4).await;
     remembers(cluster.node(4)).await;
     // The node that both were copied from reads what it remembers of the life that has ended from its disk.

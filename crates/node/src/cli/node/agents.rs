@@ -163,6 +163,18 @@ impl<'a> Agents<'a> {
         publisher.get("read_lsn")?.as_str()?.parse().ok()
     }
 
+    /// Waits until everything that the server of a node committed before `lsn` is in its spool.
+    pub(super) fn await_spooled(&self, node: NodeId, lsn: Lsn, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while self.published(node).is_none_or(|read| read < lsn) {
+            if Instant::now() > deadline {
+                bail!("node {node} has not read its WAL until {lsn}, for {patience:?}");
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
     /// The members that are neither removed nor `not`.
     fn others(
         &self,

@@ -127,8 +127,17 @@ pub(super) fn copy(
     };
     let copied = Copied { node: source.id, incarnation: known.incarnation };
     let spools = load(&cluster.node_dir(source.id).join("agent.toml"))?.replication.spool_dir;
-    let plan =
-        seed::Plan { config: &config, identity, original, copied, spools, password_file, earlier };
+    let patience = patience.get();
+    let plan = seed::Plan {
+        config: &config,
+        identity,
+        original,
+        copied,
+        spools,
+        password_file,
+        earlier,
+        await_spooled: &|lsn| agents.await_spooled(source.id, lsn, patience),
+    };
     runtime()?.block_on(seed::make(&plan, |text| progress.tell(text)))
 }
 
