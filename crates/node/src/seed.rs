@@ -77,7 +77,7 @@ pub(crate) async fn make(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> Result<
     let server = Private::start(config.clone()).await?;
     let adopted = async {
         let replayed = seed::replayed(server.target()).await?;
-        let holds = seed::adopt(server.target(), plan.identity, plan.copied, replayed).await?;
+        let holds = seed::adopt(server.target(), plan.identity, plan.copied).await?;
         let end = seed::wal_end(server.target()).await?;
         let timeline = walsender::identify(server.target()).await?.timeline;
         anyhow::Ok((replayed, holds, end, timeline))
@@ -97,11 +97,13 @@ pub(crate) async fn make(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> Result<
     (plan.await_spooled)(replayed)?;
     copy_spools(plan).await?;
     let (dir, limits) = (&replication.spool_dir, replication.spool);
-    seed::hold_departed(dir, plan.identity, plan.copied, limits, &mut holds)?;
+    seed::hold_copied(dir, plan.identity, plan.copied, limits, replayed, &mut holds)?;
     let given = given(plan, &mut tell).await;
     tell("Making the slot and the spool");
     let server = Private::start(config.clone()).await?;
     let begun = async {
+        let through = holds.get(plan.copied.node);
+        seed::begin_origin(server.target(), plan.copied, through).await?;
         let short = seed::reseat_sequences(server.target(), given.as_deref()).await?;
         seed::begin_wal(server.target(), plan.identity, dir, limits, &holds).await?;
         anyhow::Ok(short)

@@ -32,9 +32,9 @@ pub(crate) async fn removed(shared: &Shared) {
     }
 }
 
-/// Takes back what was set on this server, so that nothing waits for a cluster to which it does not belong: the settings
-/// of its commits, the slot, the capture of DDL, the origins. The rows and the schema `synapsedb` stay. What cannot be
-/// taken back is told in the log.
+/// Takes back what was set on this server, so that nothing waits for a cluster to which it does not belong: the
+/// settings of its commits, the slot, the capture of DDL, the origins. The rows and the schema `synapsedb` stay. What
+/// cannot be taken back is told in the log.
 ///
 /// To be called when the loops of replication have ended.
 pub(crate) async fn give_back(shared: &Shared) {
@@ -65,8 +65,8 @@ async fn take_back(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Drops the replication origin of a life that has ended, when everybody has seen all of it. Answers whether it is gone:
-/// it stays as long as it is what tells how far its node has been applied here.
+/// Drops the replication origin of a life that has ended, when everybody has seen all of it. Answers whether it is
+/// gone: it stays as long as it is what tells how far its node has been applied here.
 ///
 /// # Errors
 /// The server cannot be asked.

@@ -26,9 +26,7 @@ pub(crate) struct Copied {
     pub(crate) incarnation: Incarnation,
 }
 
-/// Changes the copy's identity. Answers what it holds of every origin.
-///
-/// `replayed` is where the recovery of the copy ended: every commit of the copied node before it is here, none after.
+/// Changes the copy's identity. Answers what it holds of every origin but the copied node.
 ///
 /// # Errors
 /// The server refuses a statement. The copy is thrown away then.
@@ -36,7 +34,6 @@ pub(crate) async fn adopt(
     server: &PgConfig,
     identity: &Identity,
     copied: Copied,
-    replayed: Lsn,
 ) -> Result<VersionVector> {
     let client = client::connect(&server.named("synapsedb seed")).await?;
     client
@@ -64,14 +61,6 @@ pub(crate) async fn adopt(
         "the copied server belongs to cluster {cluster}, this node to {}",
         identity.cluster_id
     );
-    // A commit may begin exactly where the replay ended: that one is not here.
-    let through = Lsn(replayed.0.saturating_sub(1));
-    let name = origin_name(copied.node, copied.incarnation);
-    client.query(include_str!("sql/put_origin.sql"), &[&name]).await?;
-    client
-        .query(include_str!("sql/seed_origin.sql"), &[&name, &through.to_string()])
-        .await
-        .with_context(|| format!("set replication origin {name} to {through}"))?;
     let mut holds = VersionVector::new();
     for row in client.query(include_str!("sql/seed_positions.sql"), &[]).await? {
         if let Some((origin, _)) = parse_origin_name(row.get(0))
@@ -110,8 +99,8 @@ pub(crate) async fn given(server: &PgConfig, last: Mark) -> Result<Option<Vec<Gi
     Ok(Some(rows.iter().map(given).collect()))
 }
 
-/// The last transaction of a life of a node that another one has received, by the spools of that one; nothing when it is
-/// not kept any more. `scratch` is a directory that does not exist, and does not afterwards.
+/// The last transaction of a life of a node that another one has received, by the spools of that one; nothing when it
+/// is not kept any more. `scratch` is a directory that does not exist, and does not afterwards.
 pub(crate) fn last_received(
     spool_dir: &Path,
     scratch: &Path,
@@ -210,27 +199,48 @@ pub(crate) fn copy_spools(
     Ok(())
 }
 
-/// What is held of nodes that have left, whose replication origins are gone: all of it, as the copied node says.
+/// Adds to `holds` what only the spool of the copied node tells: the last of its own commits before `replayed`, where
+/// the recovery of the copy ended, and all of nodes that have left, whose replication origins are gone.
 ///
 /// # Errors
-/// The spool of the copied node cannot be read.
-pub(crate) fn hold_departed(
+/// That spool cannot be read, or has less.
+pub(crate) fn hold_copied(
     spool_dir: &Path,
     identity: &Identity,
     copied: Copied,
     limits: spool::Config,
+    replayed: Lsn,
     holds: &mut VersionVector,
 ) -> Result<()> {
     let (origin, incarnation) = (copied.node, copied.incarnation);
     let id = SpoolId { cluster: identity.cluster_id, origin, incarnation };
-    let (writer, _spool) =
-        spool::open(&spool_dir.join(format!("{origin}-{incarnation}")), id, limits)?;
+    let dir = spool_dir.join(format!("{origin}-{incarnation}"));
+    let (writer, spool) = spool::open(&dir, id, limits)?;
+    // A commit may begin exactly where the replay ended: that one is not here. Peers ask for the transaction at the
+    // position that is told, so it must be one.
+    let through = spool.commit_before(replayed);
+    holds.advance(origin, through.with_context(|| format!("look into {}", dir.display()))?);
     for (node, lsn) in writer.tail().vector.iter() {
         // Of everybody else there is an origin, which says what had been applied when the server was copied.
         if node != identity.node && holds.get(node) == Lsn::ZERO {
             holds.advance(node, lsn);
         }
     }
+    Ok(())
+}
+
+/// Makes the replication origin of the copied node, from which on its transactions are applied.
+///
+/// # Errors
+/// The server refuses.
+pub(crate) async fn begin_origin(server: &PgConfig, copied: Copied, through: Lsn) -> Result<()> {
+    let client = client::connect(&server.named("synapsedb seed")).await?;
+    let name = origin_name(copied.node, copied.incarnation);
+    client.query(include_str!("sql/put_origin.sql"), &[&name]).await?;
+    client
+        .query(include_str!("sql/seed_origin.sql"), &[&name, &through.to_string()])
+        .await
+        .with_context(|| format!("set replication origin {name} to {through}"))?;
     Ok(())
 }
 

@@ -265,7 +265,8 @@ async fn a_copy_remembers_deletes_and_unique_values() {
     cluster.join_with(Some(2), patient);
     is_known(&cluster, 4).await;
     remembers(cluster.node(4)).await;
-    // The node that both were copied from reads what it remembers of the life that has ended from its disk.
+    // The node that both were copied from reads what it remembers of the life that has ended from its disk. Nobody
+    // takes it for an older copy, though it has committed nothing since.
     drop(held);
     cluster.node(2).stop();
     cluster.node(2).start();

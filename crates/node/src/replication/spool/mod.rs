@@ -278,6 +278,28 @@ impl Spool {
         Ok(gone)
     }
 
+    /// The commit LSN of the last transaction before `lsn`, which need not be kept itself.
+    ///
+    /// # Errors
+    /// [`SpoolError::Gone`] when more than that was deleted; [`SpoolError::Io`] and [`SpoolError::Corrupt`].
+    pub fn commit_before(&self, lsn: Lsn) -> Result<Lsn, SpoolError> {
+        let begins = self.shared.segments().values().rev().map(|segment| segment.before).find(
+            // What is before the first segment is before everything.
+            |before| *before < lsn || *before == Lsn::ZERO,
+        );
+        let gone = || SpoolError::Gone { first_available: self.first_available() };
+        let mut last = begins.ok_or_else(gone)?;
+        let mut reader = self.reader_after(last)?;
+        while let Some(frame) = reader.try_next()? {
+            match frame.commit_lsn() {
+                Some(commit_lsn) if commit_lsn < lsn => last = commit_lsn,
+                Some(_) => break,
+                None => {}
+            }
+        }
+        Ok(last)
+    }
+
     /// What the segments take on the disk, in bytes.
     pub fn bytes(&self) -> u64 {
         self.shared.segments().values().map(|segment| segment.end()).sum()

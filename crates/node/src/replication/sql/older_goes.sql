@@ -3,7 +3,8 @@
 with gone as (
     delete from {table} as t
     where {found} and (
-        select (v.roident <> 0 or {without_origin} <> {origin}) and (extract(epoch from v."timestamp") * 1000000 < {time}
+        select (v.roident <> 0 or {without_origin} <> {origin})
+            and (extract(epoch from v."timestamp") * 1000000 < {time}
             or extract(epoch from v."timestamp") * 1000000 = {time}
                 and (v.roident in ({lower}) or v.roident = 0 and {without_origin} < {origin}))
         from pg_catalog.pg_xact_commit_timestamp_origin(t.xmin) v)
