@@ -4,10 +4,12 @@
 //! keep what was deleted. Everything happens in a directory of another name, which is renamed when it is complete: a
 //! node has whole data or none.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use synapsedb_core::guard::Mark;
+use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::replication as walsender;
 
@@ -30,6 +32,8 @@ pub(crate) struct Plan<'a> {
     /// The file with the password of the agent's role there, which the copy has too.
     pub(crate) password_file: PathBuf,
     pub(crate) earlier: EarlierLives,
+    /// The nodes that were removed from the cluster.
+    pub(crate) departed: BTreeSet<NodeId>,
     /// Waits until the copied node has everything in its spools that its server committed before this.
     pub(crate) await_spooled: &'a dyn Fn(Lsn) -> Result<()>,
 }
@@ -91,18 +95,19 @@ pub(crate) async fn make(plan: &Plan<'_>, mut tell: impl FnMut(&str)) -> Result<
     }
     tell("Copying the spools");
     let replication = &plan.config.replication;
-    // Nothing of it belongs to the life that begins.
-    remove(&replication.spool_dir)?;
     // What the copied server had applied is in them already.
     (plan.await_spooled)(replayed)?;
+    // Nothing of the node's own belongs to the life that begins.
+    remove(&replication.spool_dir)?;
     copy_spools(plan).await?;
     let (dir, limits) = (&replication.spool_dir, replication.spool);
-    seed::hold_copied(dir, plan.identity, plan.copied, limits, replayed, &mut holds)?;
+    let (identity, departed) = (plan.identity, &plan.departed);
+    let through =
+        seed::hold_copied(dir, identity, plan.copied, limits, replayed, departed, &mut holds)?;
     let given = given(plan, &mut tell).await;
     tell("Making the slot and the spool");
     let server = Private::start(config.clone()).await?;
     let begun = async {
-        let through = holds.get(plan.copied.node);
         seed::begin_origin(server.target(), plan.copied, through).await?;
         let short = seed::reseat_sequences(server.target(), given.as_deref()).await?;
         seed::begin_wal(server.target(), plan.identity, dir, limits, &holds).await?;

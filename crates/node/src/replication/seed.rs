@@ -2,6 +2,7 @@
 //!
 //! It runs on a server that nobody else reaches, before the agent of the new node does.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -200,7 +201,8 @@ pub(crate) fn copy_spools(
 }
 
 /// Adds to `holds` what only the spool of the copied node tells: the last of its own commits before `replayed`, where
-/// the recovery of the copy ended, and all of nodes that have left, whose replication origins are gone.
+/// the recovery of the copy ended, which is answered too; and all of the nodes that have left (`departed`), whose
+/// replication origins may be gone.
 ///
 /// # Errors
 /// That spool cannot be read, or has less.
@@ -210,23 +212,23 @@ pub(crate) fn hold_copied(
     copied: Copied,
     limits: spool::Config,
     replayed: Lsn,
+    departed: &BTreeSet<NodeId>,
     holds: &mut VersionVector,
-) -> Result<()> {
+) -> Result<Lsn> {
     let (origin, incarnation) = (copied.node, copied.incarnation);
     let id = SpoolId { cluster: identity.cluster_id, origin, incarnation };
     let dir = spool_dir.join(format!("{origin}-{incarnation}"));
     let (writer, spool) = spool::open(&dir, id, limits)?;
     // A commit may begin exactly where the replay ended: that one is not here. Peers ask for the transaction at the
     // position that is told, so it must be one.
-    let through = spool.commit_before(replayed);
-    holds.advance(origin, through.with_context(|| format!("look into {}", dir.display()))?);
-    for (node, lsn) in writer.tail().vector.iter() {
-        // Of everybody else there is an origin, which says what had been applied when the server was copied.
-        if node != identity.node && holds.get(node) == Lsn::ZERO {
-            holds.advance(node, lsn);
-        }
+    let through =
+        spool.commit_before(replayed).with_context(|| format!("look into {}", dir.display()))?;
+    holds.advance(origin, through);
+    // Everybody has applied all of them. What the copied node has applied of others since the copy is not held.
+    for (node, lsn) in writer.tail().vector.iter().filter(|(node, _)| departed.contains(node)) {
+        holds.advance(node, lsn);
     }
-    Ok(())
+    Ok(through)
 }
 
 /// Makes the replication origin of the copied node, from which on its transactions are applied.
@@ -237,6 +239,10 @@ pub(crate) async fn begin_origin(server: &PgConfig, copied: Copied, through: Lsn
     let client = client::connect(&server.named("synapsedb seed")).await?;
     let name = origin_name(copied.node, copied.incarnation);
     client.query(include_str!("sql/put_origin.sql"), &[&name]).await?;
+    if through == Lsn::ZERO {
+        // It has committed nothing in this life.
+        return Ok(());
+    }
     client
         .query(include_str!("sql/seed_origin.sql"), &[&name, &through.to_string()])
         .await

@@ -62,6 +62,7 @@ impl Task {
                     halt.cancel();
                     let ended = async { while loops.join_next().await.is_some() {} };
                     let _ = tokio::time::timeout(HALT_WITHIN, ended).await;
+                    loops.shutdown().await;
                     part::give_back(&shared).await;
                     return part::end(shared.identity.node);
                 }

@@ -128,6 +128,8 @@ pub(super) fn copy(
     let copied = Copied { node: source.id, incarnation: known.incarnation };
     let spools = load(&cluster.node_dir(source.id).join("agent.toml"))?.replication.spool_dir;
     let patience = patience.get();
+    let departed =
+        state.members.iter().filter(|(_, member)| member.status == MemberStatus::Removed);
     let plan = seed::Plan {
         config: &config,
         identity,
@@ -136,6 +138,7 @@ pub(super) fn copy(
         spools,
         password_file,
         earlier,
+        departed: departed.map(|(node, _)| *node).collect(),
         await_spooled: &|lsn| agents.await_spooled(source.id, lsn, patience),
     };
     runtime()?.block_on(seed::make(&plan, |text| progress.tell(text)))
