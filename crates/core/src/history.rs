@@ -167,8 +167,16 @@ impl History {
         if knows_own { bound } else { Timestamp(i64::MIN) }
     }
 
+    /// An origin begins another life with a copy of another node's data: what the one that ended had seen says nothing
+    /// of what the next one writes upon. Everything of the life that ended is applied here.
+    pub fn reborn(&mut self, origin: NodeId) {
+        self.seen.remove(&origin);
+        self.growing.remove(&origin);
+    }
+
     /// Whether a transaction with this `vector` had seen the writer of a row: `writer` committed at `time`, with the
-    /// transaction id `xid` if it committed `here`.
+    /// transaction id `xid` if it committed on this very server. A row that an earlier life of this node wrote, and
+    /// that came back with a copy, has no such id here.
     ///
     /// Two transactions of one origin in the same microsecond cannot be told apart by a row that was applied from
     /// there; the earlier one is taken then, so that no false conflict is told.
@@ -178,21 +186,21 @@ impl History {
         vector: &VersionVector,
         writer: NodeId,
         time: Timestamp,
-        xid: u32,
+        xid: Option<u32>,
     ) -> Seen {
         let Some(commits) = self.commits.get(&writer).filter(|commits| !commits.is_empty()) else {
             return Seen::Covered;
         };
-        let found = if writer == here {
-            commits.iter().rev().find(|commit| commit.xid == xid && commit.time == time)
-        } else {
-            commits.iter().find(|commit| commit.time == time)
+        let found = match xid {
+            Some(xid) => commits.iter().rev().find(|known| known.xid == xid && known.time == time),
+            None => commits.iter().find(|commit| commit.time == time),
         };
+        let own = writer == here && xid.is_some();
         match found {
             Some(commit) if commit.lsn <= vector.get(writer) => Seen::Covered,
             Some(commit) => Seen::Concurrent(Some(commit.lsn)),
             // What is not decoded yet was not sent to anybody.
-            None if writer == here
+            None if own
                 && commits.back().is_some_and(|last| time.us_since(last.time) > -INVERSION_US) =>
             {
                 Seen::Concurrent(None)
@@ -310,8 +318,8 @@ impl History {
         others.map(|claim| claim.version).filter(|claim| *claim > version).max()
     }
 
-    /// What every one of `members` has seen, as far as is known here, where `applied` has been applied: no transaction
-    /// that has not seen it can come any more.
+    /// What every one of `members` has seen of every origin, also of those that are no members any more, as far as is
+    /// known here, where `applied` has been applied: no transaction that has not seen it can come any more.
     ///
     /// Only what is applied counts: a transaction that is known and not applied may still have to be looked at closely.
     pub fn stable(
@@ -330,7 +338,8 @@ impl History {
             }
         }
         let nothing = VersionVector::new();
-        let origins = members.clone().chain([here]);
+        let known = self.commits.keys().copied();
+        let origins: BTreeSet<_> = members.clone().chain([here]).chain(known).collect();
         let least = |origin: NodeId| {
             let seen = members
                 .clone()
@@ -340,7 +349,7 @@ impl History {
             // Where nobody else is, nobody can write concurrently.
             seen.chain(here).min().unwrap_or(Lsn(u64::MAX))
         };
-        origins.map(|origin| (origin, least(origin))).collect()
+        origins.into_iter().map(|origin| (origin, least(origin))).collect()
     }
 
     /// Whether a transaction had seen everything that is known.
@@ -486,6 +495,7 @@ mod tests {
         history.committed(node(1), commit(5, 50_000_000), &vector(&[]));
         history.committed(node(3), commit(9, 70), &vector(&[]));
         let seen = |vector_of: &[(u16, u64)], writer: u16, time: i64, xid: u32| {
+            let xid = (writer == 1 && xid > 0).then_some(xid);
             history.seen(node(1), &vector(vector_of), node(writer), Timestamp(time), xid)
         };
         assert_eq!(seen(&[(3, 9)], 3, 70, 0), Seen::Covered);
@@ -495,6 +505,80 @@ mod tests {
         assert_eq!(seen(&[(1, 5)], 1, 50_000_000, 5), Seen::Covered);
         assert_eq!(seen(&[(1, 5)], 1, 50_000_001, 6), Seen::Concurrent(None), "not decoded yet");
         assert_eq!(seen(&[(1, 5)], 1, 10, 2), Seen::Covered, "long ago");
+        assert_eq!(seen(&[(1, 4)], 1, 50_000_000, 0), Seen::Concurrent(Some(Lsn(5))), "a copy");
+        assert_eq!(seen(&[(1, 5)], 1, 50_000_001, 0), Seen::Covered, "an earlier life");
+    }
+
+    /// What node 2 and a copy of it decide upon an update of node 1 that both have not applied yet.
+    #[test]
+    fn a_copy_decides_alike_only_with_what_its_source_remembers() {
+        let (old, value) = (vector(&[]), Digest(11));
+        let late = Writer { version: version(1, 9, 40), vector: &old };
+        let remember = |history: &mut History| {
+            history.committed(node(2), commit(5, 50), &old);
+            history.deleted(ROW, version(2, 5, 50));
+            let later = Writer { version: version(2, 5, 50), vector: &old };
+            history.claim(value, OTHER, &later);
+        };
+        let decides = |history: &History| {
+            let taken = history.taken_by(value, Digest(1), late.version);
+            (history.is_deleted_unseen(ROW, &late), taken)
+        };
+        let (mut source, mut copy, mut forgetful) =
+            (History::new(10), History::new(10), History::new(10));
+        remember(&mut source);
+        remember(&mut copy);
+        // It knows only what came after its copy.
+        forgetful.committed(node(2), commit(6, 60), &old);
+        assert_eq!(decides(&copy), decides(&source));
+        assert_eq!(decides(&source), (true, Some(version(2, 5, 50))));
+        assert_ne!(decides(&forgetful), decides(&source));
+    }
+
+    #[test]
+    fn another_life_has_seen_nothing_until_it_says_so() {
+        let mut history = History::new(10);
+        history.deleted(ROW, version(1, 5, 50));
+        history.committed(node(1), commit(5, 50), &vector(&[]));
+        history.committed(node(2), commit(9, 60), &vector(&[(1, 5)]));
+        let applied = vector(&[(2, 9)]);
+        let stable =
+            |history: &mut History| history.stable(node(1), &applied, [node(2)].into_iter());
+        assert_eq!(stable(&mut history).get(node(1)), Lsn(5));
+        // The copy from which the next life begins may be older than what the last one had seen.
+        history.reborn(node(2));
+        assert_eq!(stable(&mut history).get(node(1)), Lsn(0));
+        history.committed(node(2), commit(12, 90), &vector(&[(1, 5)]));
+        assert_eq!(
+            history.stable(node(1), &vector(&[(2, 12)]), [node(2)].into_iter()).get(node(1)),
+            Lsn(5)
+        );
+    }
+
+    #[test]
+    fn an_origin_that_is_no_member_any_more_is_forgotten_too() {
+        let mut history = History::new(10);
+        history.committed(node(1), commit(5, 70), &vector(&[]));
+        history.committed(node(3), commit(7, 50), &vector(&[]));
+        history.deleted(ROW, version(3, 7, 50));
+        history.committed(node(2), commit(9, 60), &vector(&[(1, 5)]));
+        let members = [node(2)];
+        let stable = history.stable(node(1), &vector(&[(2, 9), (3, 7)]), members.into_iter());
+        assert_eq!(
+            (stable.get(node(3)), stable.get(node(1))),
+            (Lsn(0), Lsn(5)),
+            "node 2 has not seen it"
+        );
+        assert_eq!(
+            history.in_order(&stable).get(node(1)),
+            Lsn(4),
+            "kept as long as what is earlier"
+        );
+        history.committed(node(2), commit(10, 80), &vector(&[(1, 5), (3, 7)]));
+        let stable = history.stable(node(1), &vector(&[(2, 10), (3, 7)]), members.into_iter());
+        assert_eq!(history.in_order(&stable).get(node(1)), Lsn(5));
+        history.forget(&stable);
+        assert!(history.tombstone(ROW).is_none());
     }
 
     #[test]

@@ -49,6 +49,7 @@ impl Layout {
         let cluster = Cluster {
             binary: self.binary.clone(),
             nodes,
+            last: self.nodes,
             data,
             ports,
             reaper,
@@ -66,6 +67,8 @@ impl Layout {
 pub struct Cluster {
     binary: Binary,
     nodes: Vec<Node>,
+    /// The highest number that a node was given.
+    last: u16,
     data: PathBuf,
     ports: PortBase,
     reaper: Arc<Reaper>,
@@ -117,14 +120,24 @@ impl Cluster {
     /// # Panics
     /// When the command fails, with its own words.
     pub fn join(&mut self, source: Option<u16>) -> u16 {
-        let number = self.nodes.iter().map(Node::number).max().unwrap_or(0) + 1;
+        self.join_with(source, |_| {})
+    }
+
+    /// As [`Cluster::join`]; `configure` changes the configuration of the node before its agent starts.
+    ///
+    /// # Panics
+    /// When the command fails, with its own words.
+    pub fn join_with(&mut self, source: Option<u16>, configure: impl FnOnce(&Node)) -> u16 {
+        let number = self.last + 1;
         let from = source.map(|source| source.to_string());
         let mut arguments = vec!["node", "join", "--timeout", "120"];
         arguments.extend(from.iter().flat_map(|from| ["--source", from.as_str()]));
         self.command(&arguments);
         let node = Node::new(&self.binary, &self.data, &self.ports, number, number, &self.reaper);
+        configure(&node);
         node.start();
         self.nodes.push(node);
+        self.last = number;
         number
     }
 

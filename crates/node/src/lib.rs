@@ -25,3 +25,4 @@ pub mod supervisor;
 pub mod tasks;
 pub mod tls;
 mod twin;
+mod vote;

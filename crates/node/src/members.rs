@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::state::{ClusterState, MemberStatus};
 use tokio::sync::watch;
@@ -31,7 +31,7 @@ impl Task {
     /// Follows until `stop`.
     ///
     /// # Errors
-    /// This node was removed from the cluster.
+    /// The cluster state is gone: Raft has ended.
     pub(crate) async fn run(mut self, stop: Shutdown) -> Result<()> {
         let mut before = BTreeMap::new();
         loop {
@@ -40,11 +40,9 @@ impl Task {
                 state.members.get(node).is_some_and(|member| member.status == MemberStatus::Removed)
             };
             if removed(&self.me) {
-                bail!(
-                    "node {} was removed from the cluster (synapsedb node part): this agent and its server stop. Its \
-                     data is left as it is; what the other nodes have does not need it",
-                    self.me
-                );
+                // Replication gives the server back, and then ends the agent.
+                stop.cancelled().await;
+                return Ok(());
             }
             let now = book(&self.seeds, &state);
             let mut shown = now.clone();

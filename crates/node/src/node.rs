@@ -32,14 +32,11 @@ pub async fn run(config: AgentConfig, stop: Shutdown) -> Result<()> {
     tasks.run(grace).await
 }
 
-/// What everything else stands on: the server, the ways to the peers, and what is known and decided with them.
+/// What everything else stands on: the server, and what is known and decided with the others.
 struct Ground {
     identity: Identity,
     postgres: postgres::Handle,
-    tls: tls::Handle,
-    peers: peers::Handle,
-    gossip: gossip::Handle,
-    raft: raft::Handle,
+    agreement: Agreement,
 }
 
 impl Ground {
@@ -49,14 +46,45 @@ impl Ground {
         registry: &mut Registry,
     ) -> Result<Self> {
         let identity = config.identity()?;
-        let addresses = config.peer_addresses();
 
         // The server beside this agent. It needs nobody, and starting it takes longest.
         let (postgres, task) = postgres::new(config.postgres.clone(), registry)?;
         tasks.spawn("postgres", |stop| task.run(stop));
 
+        let agreement = Agreement::start(config, &identity, Heard::Always, tasks, registry).await?;
+        Ok(Self { identity, postgres, agreement })
+    }
+}
+
+/// Whether a node counts as alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// The others hear from it.
+    Always,
+    /// It votes and is silent otherwise, since it serves nobody.
+    InRaft,
+}
+
+/// The node's part in what the cluster knows and decides, which needs no server.
+pub(crate) struct Agreement {
+    tls: tls::Handle,
+    peers: peers::Handle,
+    gossip: gossip::Handle,
+    raft: raft::Handle,
+}
+
+impl Agreement {
+    pub(crate) async fn start(
+        config: &AgentConfig,
+        identity: &Identity,
+        heard: Heard,
+        tasks: &mut Tasks,
+        registry: &mut Registry,
+    ) -> Result<Self> {
+        let addresses = config.peer_addresses();
+
         // Who we are, and whom we believe.
-        let tls = tls::load(&config.tls, &identity)?;
+        let tls = tls::load(&config.tls, identity)?;
 
         // The only way to other agents.
         let listen = config.peers.clone();
@@ -70,7 +98,10 @@ impl Ground {
         let limits = config.gossip.clone();
         let (gossip, task) =
             gossip::new(limits, identity.clone(), addresses.clone(), &tls, registry)?;
-        tasks.spawn("gossip", |stop| task.run(stop));
+        match heard {
+            Heard::Always => tasks.spawn("gossip", |stop| task.run(stop)),
+            Heard::InRaft => drop(task),
+        }
 
         // What the cluster intends: the only decisions.
         let limits = config.raft.clone();
@@ -88,7 +119,7 @@ impl Ground {
         };
         tasks.spawn("members", |stop| members.run(stop));
 
-        Ok(Self { identity, postgres, tls, peers, gossip, raft })
+        Ok(Self { tls, peers, gossip, raft })
     }
 }
 
@@ -99,7 +130,8 @@ fn start_services(
     mut registry: Registry,
 ) -> Result<()> {
     let own = config.own_member().cloned().context("node.id has no [[member]] table")?;
-    let Ground { identity, postgres, tls, peers, gossip, raft } = ground;
+    let Ground { identity, postgres, agreement } = ground;
+    let Agreement { tls, peers, gossip, raft } = agreement;
     let ways = (peers.clone(), router_local(&config.postgres, &postgres));
 
     // The rows.

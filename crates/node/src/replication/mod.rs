@@ -18,6 +18,7 @@ mod guard;
 mod keys;
 mod lag;
 mod metrics;
+mod part;
 mod probe;
 mod progress;
 mod publish;

@@ -1,7 +1,7 @@
 //! What is remembered of recent writes on this node: filled by the publisher and the lanes, and from the spools at the
 //! start; forgotten when every member has seen it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -90,8 +90,12 @@ pub(crate) fn version(origin: NodeId, header: &Header) -> RowVersion {
 
 /// A transaction is noted as committed.
 pub(crate) fn note_commit(history: &mut History, origin: NodeId, header: &Header) {
+    note_commit_of(history, origin, header, &header.vector);
+}
+
+fn note_commit_of(history: &mut History, origin: NodeId, header: &Header, seen: &VersionVector) {
     let commit = Commit { lsn: header.commit_lsn, time: header.commit_time, xid: header.xid };
-    history.committed(origin, commit, &header.vector);
+    history.committed(origin, commit, seen);
 }
 
 /// Whether [`note`] would do anything for a change of this kind, told without decoding it.
@@ -223,31 +227,54 @@ pub(crate) fn forget(shared: &Shared) -> VersionVector {
     stable
 }
 
-/// Reads what the spools hold of transactions that are local or were applied already, once each in a process.
+/// Reads what the spools hold of transactions that are local or were applied already, once each in a process; also
+/// those of lives that have ended.
 ///
 /// # Errors
 /// A spool cannot be read, or the server cannot be asked for its tables.
 pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<()> {
-    let mut spools = shared.spools.all();
-    spools.retain(|origin, _| !shared.recent.rebuilt.borrow().contains(origin));
-    if spools.is_empty() {
+    shared.spools.open_ended(&shared.raft.state())?;
+    let mut lives: BTreeMap<NodeId, Vec<(Spool, bool)>> = BTreeMap::new();
+    for ((origin, _), spool) in shared.spools.ended() {
+        lives.entry(origin).or_default().push((spool, true));
+    }
+    for (origin, (_, spool)) in shared.spools.all() {
+        lives.entry(origin).or_default().push((spool, false));
+    }
+    lives.retain(|origin, _| !shared.recent.rebuilt.borrow().contains(origin));
+    if lives.is_empty() {
         return Ok(());
     }
     let client = shared.sql("history").await?;
     let mut tables = Tables { client, known: HashMap::new() };
     let decoded = shared.spools.own_vector();
-    for (origin, (_, spool)) in spools {
-        let through =
-            if origin == shared.identity.node { Lsn(u64::MAX) } else { applied.get(origin) };
-        read_spool(shared, &mut tables, origin, &spool, through, decoded.get(origin))
-            .await
-            .with_context(|| format!("read the spool of node {origin} for recent writes"))?;
+    for (origin, lives) in lives {
+        let local = origin == shared.identity.node;
+        let through = if local { Lsn(u64::MAX) } else { applied.get(origin) };
+        let decoded = if local { Lsn(u64::MAX) } else { decoded.get(origin) };
+        for (spool, ended) in lives {
+            let part = Part { origin, ended, through, decoded };
+            read_spool(shared, &mut tables, &spool, &part)
+                .await
+                .with_context(|| format!("read the spool of node {origin} for recent writes"))?;
+        }
         shared.recent.rebuilt.send_modify(|rebuilt| {
             rebuilt.insert(origin);
         });
     }
     shared.recent.lock().bury_losers();
     Ok(())
+}
+
+/// What of a spool is read.
+struct Part {
+    origin: NodeId,
+    /// The life has ended: what it had seen says nothing of what the next one writes upon.
+    ended: bool,
+    /// Up to where its transactions are applied here.
+    through: Lsn,
+    /// Up to where they are decoded from the own WAL too.
+    decoded: Lsn,
 }
 
 /// The unique indexes of the local tables, asked for once each.
@@ -271,22 +298,22 @@ impl Tables {
 async fn read_spool(
     shared: &Shared,
     tables: &mut Tables,
-    origin: NodeId,
     spool: &Spool,
-    through: Lsn,
-    decoded: Lsn,
+    part: &Part,
 ) -> Result<()> {
-    let local = origin == shared.identity.node;
+    let origin = part.origin;
     let mut reader = spool.reader_after(spool.first_available())?;
     let mut by_raw: HashMap<Bytes, Option<RowKeys>> = HashMap::new();
     let mut current: HashMap<u32, Bytes> = HashMap::new();
     let mut open: Option<Header> = None;
     while let Some(frame) = reader.try_next()? {
         if let Some(header) = frame.header() {
-            if header.commit_lsn > through {
+            if header.commit_lsn > part.through {
                 break;
             }
-            note_commit(&mut shared.recent.lock(), origin, &header);
+            let nothing = VersionVector::new();
+            let seen = if part.ended { &nothing } else { &header.vector };
+            note_commit_of(&mut shared.recent.lock(), origin, &header, seen);
             current.clear();
             open = Some(header);
         }
@@ -298,7 +325,7 @@ async fn read_spool(
             current.insert(relation_id(&raw), copy);
         }
         let Some(header) = &open else { continue };
-        let side = match local || header.commit_lsn <= decoded {
+        let side = match header.commit_lsn <= part.decoded {
             true => Side::Known,
             false => Side::Remote,
         };

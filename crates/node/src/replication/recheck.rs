@@ -14,8 +14,10 @@ use synapsedb_core::version::RowVersion;
 use synapsedb_pg::client::Client;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
+use super::apply::inherited::Inherited;
 use super::keys::{self, UniqueIndex};
 use super::recent::old_values;
 use super::{Shared, parse_origin_name};
@@ -147,10 +149,16 @@ async fn older_goes(
         }
     }
     lower.push("-1".to_owned());
+    let inherited = client.query(include_str!("sql/inherited.sql"), &[]).await?;
+    let boundary = |row: &Row| -> Result<_> {
+        Ok((row.get::<_, &str>(0).parse()?, row.get::<_, &str>(1).parse()?))
+    };
+    let inherited = Inherited::new(inherited.iter().map(boundary).collect::<Result<_>>()?);
     let table = quote::qualified(&relation.schema, &relation.name);
     let sql = include_str!("sql/older_goes.sql")
         .replace("{table}", &table)
         .replace("{found}", &found)
+        .replace("{without_origin}", &inherited.node_sql("t", recheck.version.origin))
         .replace("{lower}", &lower.join(", "))
         .replace("{time}", &recheck.version.commit_time.unix_us().to_string())
         .replace("{schema_name}", &quote::literal(&relation.schema))

@@ -1,11 +1,12 @@
-//! The spools of this node: its own, and one per origin that it receives.
+//! The spools of this node: its own, one per origin that it receives, and those of lives that have ended.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use synapsedb_core::ids::{Incarnation, NodeId};
+use synapsedb_core::state::{ClusterState, MemberStatus};
 use synapsedb_core::version::VersionVector;
 use tokio::sync::watch;
 
@@ -18,6 +19,9 @@ pub(crate) struct Spools {
     limits: spool::Config,
     identity: Identity,
     open: watch::Sender<BTreeMap<NodeId, (Incarnation, Spool)>>,
+    /// Spools of lives that have ended, of nodes that were re-seeded or have left: nothing is added to them, and what
+    /// they hold may still meet a concurrent write.
+    ended: Mutex<BTreeMap<(NodeId, Incarnation), Spool>>,
     /// Spools in which a reader met damage; their fetchers set them aside.
     corrupt: Mutex<BTreeMap<NodeId, SpoolError>>,
     /// The own writer, until the publisher takes it.
@@ -37,6 +41,7 @@ impl Spools {
             limits: config.spool,
             identity: identity.clone(),
             open: watch::Sender::new(BTreeMap::new()),
+            ended: Mutex::default(),
             corrupt: Mutex::default(),
             own: Mutex::new(None),
             own_vector: VersionVector::new(),
@@ -55,10 +60,51 @@ impl Spools {
         let dir = self.path(origin, incarnation);
         let id = SpoolId { cluster: self.identity.cluster_id, origin, incarnation };
         let (writer, spool) = spool::open(&dir, id, self.limits)?;
-        self.open.send_modify(|open| {
-            open.insert(origin, (incarnation, spool));
-        });
+        let mut before = None;
+        self.open.send_modify(|open| before = open.insert(origin, (incarnation, spool)));
+        if let Some((life, spool)) = before.filter(|(life, _)| *life < incarnation) {
+            lock(&self.ended).insert((origin, life), spool);
+        }
         Ok(writer)
+    }
+
+    /// Opens what is on the disk of lives that have ended, as the cluster has agreed. One that is damaged is left where
+    /// it is.
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
+    pub(crate) fn open_ended(&self, state: &ClusterState) -> Result<()> {
+        let open = self.open.borrow().clone();
+        for (origin, incarnation, dir) in lives(&self.dir)? {
+            let life = (origin, incarnation);
+            let known = open.get(&origin).is_some_and(|(open, _)| *open == incarnation);
+            if known || !self.has_ended(state, life) || lock(&self.ended).contains_key(&life) {
+                continue;
+            }
+            let id = SpoolId { cluster: self.identity.cluster_id, origin, incarnation };
+            match spool::open(&dir, id, self.limits) {
+                Ok((_writer, spool)) => drop(lock(&self.ended).insert(life, spool)),
+                Err(error) => {
+                    tracing::error!(%origin, "what a life that has ended deleted last is not remembered: \
+                    {error}")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn has_ended(&self, state: &ClusterState, (node, life): (NodeId, Incarnation)) -> bool {
+        if node == self.identity.node {
+            return life < self.identity.incarnation;
+        }
+        state.members.get(&node).is_some_and(|member| {
+            member.status == MemberStatus::Removed || life < member.incarnation
+        })
+    }
+
+    /// The spools of lives that have ended, by node and life.
+    pub(crate) fn ended(&self) -> BTreeMap<(NodeId, Incarnation), Spool> {
+        lock(&self.ended).clone()
     }
 
     /// Where the spool of one life of one origin lies.
@@ -111,13 +157,20 @@ impl Spools {
     }
 
     /// The origin has been removed from the cluster, and everybody has applied what it sent.
+    pub(crate) fn end(&self, origin: NodeId, incarnation: Incarnation) {
+        let mut gone = None;
+        self.open.send_modify(|open| gone = open.remove(&origin));
+        if let Some((_, spool)) = gone {
+            lock(&self.ended).insert((origin, incarnation), spool);
+        }
+    }
+
+    /// Everybody has seen what a life that has ended had committed.
     pub(crate) fn forget(&self, origin: NodeId, incarnation: Incarnation) {
-        self.open.send_modify(|open| {
-            open.remove(&origin);
-        });
+        lock(&self.ended).remove(&(origin, incarnation));
         let dir = self.path(origin, incarnation);
         if let Err(error) = std::fs::remove_dir_all(&dir) {
-            tracing::warn!(%origin, "the spool {} of a removed node is left behind: {error}", dir.display());
+            tracing::warn!(%origin, "the spool {} of a life that has ended is left behind: {error}", dir.display());
         }
     }
 
@@ -131,6 +184,25 @@ impl Spools {
     pub(crate) fn watch(&self) -> watch::Receiver<BTreeMap<NodeId, (Incarnation, Spool)>> {
         self.open.subscribe()
     }
+}
+
+/// The spools in a directory: whose they are, of which life, and where.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub(crate) fn lives(dir: &Path) -> Result<Vec<(NodeId, Incarnation, PathBuf)>> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
+    let mut lives = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("list {}", dir.display()))?.path();
+        let name =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once('-'));
+        let life = name
+            .and_then(|(node, life)| Some((node.parse().ok()?, Incarnation(life.parse().ok()?))));
+        lives.extend(life.map(|(node, life)| (node, life, path)));
+    }
+    lives.sort();
+    Ok(lives)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

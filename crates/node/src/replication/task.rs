@@ -15,14 +15,17 @@ use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, durability, fetch, guard, lag, other_members, parse_origin_name, probe,
-    publish, recent, retry, serve, verify,
+    Shared, bootstrap, durability, fetch, guard, lag, other_members, parse_origin_name, part,
+    probe, publish, recent, retry, serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
 
 /// How often progress is read, told to the peers, and the spools are trimmed by it.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long the loops may take to end when the node was removed; then its server is given back all the same.
+const HALT_WITHIN: Duration = Duration::from_secs(3);
 
 /// How often the log of conflicts is cut to its limits.
 const CONFLICTS_TRIMMED_EVERY: Duration = Duration::from_secs(10);
@@ -40,34 +43,54 @@ impl Task {
     /// Replicates until shutdown.
     ///
     /// # Errors
-    /// A spool of another origin is corrupt or cannot be opened; everything else is waited for and tried again.
+    /// A spool of another origin is corrupt or cannot be opened, or this node was removed from the cluster; everything
+    /// else is waited for and tried again.
     pub async fn run(self, stop: Shutdown) -> Result<()> {
         let shared = self.shared;
-        let serving = shared.clone();
-        shared.peers.serve_stream(serve::SERVICE, move |stream| {
-            let shared = serving.clone();
-            Box::pin(async move { serve::run(&shared, stream).await })
-        });
-        lag::serve(&shared);
-        verify::serve(&shared);
-        super::row_of::serve(&shared);
-        guard::serve(&shared);
-        let mut loops = JoinSet::new();
-        loops.spawn(verify::run(shared.clone(), stop.clone()));
-        loops.spawn(publisher(shared.clone(), stop.clone()));
-        loops.spawn(fetchers(shared.clone(), stop.clone()));
-        loops.spawn(generations(shared.clone(), stop.clone()));
-        loops.spawn(durability::keeper::run(shared.clone(), stop.clone()));
-        loops.spawn(repeated(shared.clone(), stop.clone(), Part::Probe));
-        loops.spawn(repeated(shared.clone(), stop.clone(), Part::Progress));
-        while let Some(ended) = loops.join_next().await {
-            ended.map_err(|error| anyhow!("a loop of replication panicked: {error}"))??;
-            if !stop.is_cancelled() {
-                return Err(anyhow!("a loop of replication ended by itself"));
+        let halt = stop.child_token();
+        let mut loops = start(&shared, &halt);
+        loop {
+            tokio::select! {
+                ended = loops.join_next() => {
+                    let Some(ended) = ended else { return Ok(()) };
+                    ended.map_err(|error| anyhow!("a loop of replication panicked: {error}"))??;
+                    if !stop.is_cancelled() {
+                        return Err(anyhow!("a loop of replication ended by itself"));
+                    }
+                }
+                () = part::removed(&shared), if !stop.is_cancelled() => {
+                    halt.cancel();
+                    let ended = async { while loops.join_next().await.is_some() {} };
+                    let _ = tokio::time::timeout(HALT_WITHIN, ended).await;
+                    loops.shutdown().await;
+                    part::give_back(&shared).await;
+                    return part::end(shared.identity.node);
+                }
             }
         }
-        Ok(())
     }
+}
+
+/// Starts what is asked by others, and the loops.
+fn start(shared: &Arc<Shared>, stop: &Shutdown) -> JoinSet<Result<()>> {
+    let serving = shared.clone();
+    shared.peers.serve_stream(serve::SERVICE, move |stream| {
+        let shared = serving.clone();
+        Box::pin(async move { serve::run(&shared, stream).await })
+    });
+    lag::serve(shared);
+    verify::serve(shared);
+    super::row_of::serve(shared);
+    guard::serve(shared);
+    let mut loops = JoinSet::new();
+    loops.spawn(verify::run(shared.clone(), stop.clone()));
+    loops.spawn(publisher(shared.clone(), stop.clone()));
+    loops.spawn(fetchers(shared.clone(), stop.clone()));
+    loops.spawn(generations(shared.clone(), stop.clone()));
+    loops.spawn(durability::keeper::run(shared.clone(), stop.clone()));
+    loops.spawn(repeated(shared.clone(), stop.clone(), Part::Probe));
+    loops.spawn(repeated(shared.clone(), stop.clone(), Part::Progress));
+    loops
 }
 
 /// Waits until the server is there and `what` holds; false on shutdown.
@@ -125,7 +148,7 @@ async fn fetchers(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
         for origin in gone {
             if let Some((incarnation, token)) = running.remove(&origin) {
                 token.cancel();
-                shared.spools.forget(origin, incarnation);
+                shared.spools.end(origin, incarnation);
             }
         }
         for (origin, incarnation) in members {
@@ -135,6 +158,7 @@ async fn fetchers(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             let token = stop.child_token();
             if let Some((_, old)) = running.insert(origin, (incarnation, token.clone())) {
                 old.cancel();
+                shared.recent.lock().reborn(origin);
             }
             fetching.spawn(fetch::run(shared.clone(), origin, incarnation, token));
         }
@@ -194,7 +218,13 @@ async fn generation(shared: &Arc<Shared>) -> Result<()> {
     let members: Vec<_> =
         sources.iter().map(|source| (source.origin, source.incarnation)).collect();
     bootstrap::ensure_origins(shared, members).await?;
-    let (visible, durable, _) = read_progress(shared).await?;
+    let (mut visible, durable, _) = read_progress(shared).await?;
+    for (node, _) in shared.raft.state().members.iter() {
+        // It left when everybody had applied all of it; its origin may be gone.
+        if part::is_removed(&shared.raft.state(), *node) {
+            visible.advance(*node, Lsn(u64::MAX));
+        }
+    }
     shared.applied.reset(visible);
     shared.applied.set_durable(durable);
     await_spools(shared).await?;
@@ -313,12 +343,29 @@ async fn progress(shared: &Shared) -> Result<()> {
         let ready = shared.status.is_prepared();
         let received = shared.spools.tails();
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
-        trim(shared)?;
+        let stable = trim(shared)?;
+        forget_lives(shared, &client, &stable).await?;
     }
 }
 
-/// Deletes what every member has applied, and what is beyond the limit.
-fn trim(shared: &Shared) -> Result<()> {
+/// Deletes the spools and the origins of lives that have ended, when everybody has seen all of them.
+async fn forget_lives(
+    shared: &Shared,
+    client: &client::Client,
+    stable: &VersionVector,
+) -> Result<()> {
+    for ((origin, incarnation), spool) in shared.spools.ended() {
+        let tail = *spool.tail_watch().borrow();
+        let seen = tail <= stable.get(origin).max(spool.first_available());
+        if seen && part::drop_origin(shared, client, origin, incarnation).await? {
+            shared.spools.forget(origin, incarnation);
+        }
+    }
+    Ok(())
+}
+
+/// Deletes what every member has applied, and what is beyond the limit. Answers what every member has seen.
+fn trim(shared: &Shared) -> Result<VersionVector> {
     let view = shared.gossip.view();
     let stable = recent::forget(shared);
     let members = other_members(shared);
@@ -346,5 +393,5 @@ fn trim(shared: &Shared) -> Result<()> {
                 oldest transactions were deleted. A member that has not applied them must be re-seeded");
         }
     }
-    Ok(())
+    Ok(stable)
 }

@@ -2,16 +2,23 @@
 
 use std::time::Duration;
 
+use synapsedb_dev::client::Session;
 use synapsedb_dev::load::{self, Load};
 use synapsedb_dev::{Cluster, HttpPort, Node, eventually};
 
-use crate::{NOTICED, cluster};
+use crate::{NOTICED, agent, binary, cluster};
 
 /// How long a node may take to catch up and take part.
 const CAUGHT_UP: Duration = Duration::from_secs(90);
 
 /// Waits until everybody knows that a node takes part, and all are ready.
 async fn takes_part(cluster: &Cluster, number: u16) {
+    is_known(cluster, number).await;
+    cluster.wait_ready().await;
+}
+
+/// Waits until everybody knows that a node takes part.
+async fn is_known(cluster: &Cluster, number: u16) {
     eventually(&format!("node {number} takes part"), CAUGHT_UP, async || {
         for node in cluster.nodes() {
             let answer = node.try_http(HttpPort::Raft, "/raft/status").await;
@@ -33,7 +40,6 @@ async fn takes_part(cluster: &Cluster, number: u16) {
         Ok(())
     })
     .await;
-    cluster.wait_ready().await;
 }
 
 /// The commit times and the writers of the rows of a table, as a node knows them; `node` is who wrote locally.
@@ -134,6 +140,32 @@ async fn a_copy_keeps_the_versions_of_all_rows() {
     assert_eq!(versions(cluster.node(2), "versioned").await, expected);
     assert!(expected[4].ends_with("synapsedb_1_1"), "{expected:?}");
     assert!(expected[10].ends_with("synapsedb_3_1"), "{expected:?}");
+    // To a later write of node 3 gives way what came with the copy, and not what node 3 wrote itself.
+    assert_eq!(gives_way(three, 3).await, 1, "a row that node 1 wrote before the copy");
+    assert_eq!(gives_way(three, 10).await, 1, "a row that was applied here");
+    assert_eq!(gives_way(three, 11).await, 0, "a row that node 3 wrote");
+}
+
+/// How many rows with this key give way to a later local write at node 3. Nothing is changed.
+async fn gives_way(node: &Node, id: u32) -> usize {
+    let without_origin = "(select coalesce((select i.node from synapsedb.inherited i
+        where age(t.xmin) > age((i.before_xid::text::numeric % 4294967296)::text::xid)
+        order by before_xid limit 1), 3))";
+    let sql = include_str!("../../src/replication/sql/older_goes.sql")
+        .replace("{table}", "versioned")
+        .replace("{found}", &format!("t.id = {id}"))
+        .replace("{without_origin}", without_origin)
+        .replace("{lower}", "-1")
+        .replace("{time}", "9999999999999999")
+        .replace("{schema_name}", "'public'")
+        .replace("{table_name}", "'versioned'")
+        .replace("{origin}", "3")
+        .replace("{lsn}", "'0/1'");
+    let session = agent(node).session().await;
+    session.rows("begin").await.unwrap();
+    let gone = session.rows(&sql).await.unwrap();
+    session.rows("rollback").await.unwrap();
+    gone.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,6 +206,132 @@ async fn a_node_whose_spool_is_lost_is_reseeded() {
     cluster.all_show("select count(*), count(distinct id) from seeded", &["411|411"]).await;
 }
 
+/// Keeps a node from applying what node 1 writes behind its next row of the table `gate`.
+async fn hold_back(node: &Node) -> Session {
+    let session = node.session().await;
+    session.rows("begin").await.unwrap();
+    session.rows("lock table gate in access exclusive mode").await.unwrap();
+    session
+}
+
+/// The rows that were written concurrently, as every node must show them in the end: of everything that node 1 wrote
+/// first and that arrives late nothing is left.
+async fn remembers(node: &Node) {
+    let late = format!("node {} applies what is late", node.number());
+    eventually(&late, NOTICED, async || node.shows("select id from gate", &["1"]).await).await;
+    let rows = node.rows("select id, v, u from remembered order by id").await;
+    assert_eq!(rows, ["3|old|three", "20|two|free"], "node {}", node.number());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_remembers_deletes_and_unique_values() {
+    let mut cluster = binary().lay_out(3);
+    // A node is not ready where nothing of another arrives; here that is held back for a while.
+    let patient = |node: &Node| node.configure("replication.probe_interval_ms", 60_000);
+    cluster.nodes().iter().for_each(patient);
+    cluster.start().await;
+    cluster
+        .node(1)
+        .sql(
+            "create table gate (id int primary key);
+             create table remembered (id int primary key, v text, u text unique);
+             insert into remembered values (1, 'old', 'one'), (2, 'old', 'two'), (3, 'old', 'three')",
+        )
+        .await;
+    cluster.all_show("select count(*) from remembered", &["3"]).await;
+    let held = [hold_back(cluster.node(2)).await, hold_back(cluster.node(3)).await];
+    cluster.node(1).sql("insert into gate values (1)").await;
+    cluster.node(1).sql("update remembered set v = 'late' where id in (1, 2)").await;
+    cluster.node(1).sql("insert into remembered values (10, 'late', 'taken')").await;
+    // Later than all of that, and unseen by it; node 2 lets the unique value go again.
+    cluster.node(2).sql("delete from remembered where id = 1").await;
+    cluster.node(2).sql("insert into remembered values (20, 'two', 'taken')").await;
+    cluster.node(2).sql("update remembered set u = 'free' where id = 20").await;
+    cluster.node(3).sql("delete from remembered where id = 2").await;
+    eventually("the nodes have the later writes", NOTICED, async || {
+        let rows = "select id from remembered order by id";
+        cluster.node(1).shows(rows, &["3", "20"]).await?;
+        cluster.node(2).shows(rows, &["3", "20"]).await?;
+        cluster.node(3).shows(rows, &["3", "20"]).await
+    })
+    .await;
+    // Another life of the node that deleted one of the rows: it applies what is late after its copy.
+    cluster.node(3).stop();
+    cluster.command(&["node", "reseed", "3", "--yes", "--source", "2", "--timeout", "120"]);
+    cluster.node(3).start();
+    is_known(&cluster, 3).await;
+    remembers(cluster.node(3)).await;
+    // A new node does too.
+    cluster.join_with(Some(2), patient);
+    is_known(&cluster, 4).await;
+    remembers(cluster.node(4)).await;
+    // The node that both were copied from reads what it remembers of the life that has ended from its disk. Nobody
+    // takes it for an older copy, though it has committed nothing since.
+    drop(held);
+    cluster.node(2).stop();
+    cluster.node(2).start();
+    cluster.wait_ready().await;
+    for node in cluster.nodes() {
+        remembers(node).await;
+    }
+    cluster.assert_equal_rows().await;
+    cluster.command(&["verify", "remembered"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_two_nodes_is_reseeded_and_no_sequence_repeats() {
+    let cluster = cluster(2).await;
+    // No column shows what the first two gave.
+    let tables = "create sequence ticket; create sequence short as integer maxvalue 1000000;
+        create table drawn (id int primary key)";
+    cluster.node(1).sql(tables).await;
+    cluster.all_show("select count(*) from drawn", &["0"]).await;
+    let draw = async |sequence: &str| -> i64 {
+        let sql = format!("select max(nextval('{sequence}')) from generate_series(1, 1000)");
+        cluster.node(2).value(&sql).await.parse().unwrap()
+    };
+    let next = async |sequence: &str| -> i64 {
+        cluster.node(2).value(&format!("select nextval('{sequence}')")).await.parse().unwrap()
+    };
+    let (ticket, short) = (draw("ticket").await, draw("short").await);
+    cluster.node(2).sql("insert into drawn values (1)").await;
+    cluster.all_show("select count(*) from drawn", &["1"]).await;
+    cluster.node(2).stop();
+    std::fs::remove_dir_all(cluster.node(2).folder().join("spool")).unwrap();
+    // Nobody leads: the command votes for the node whose data it replaces, if it can.
+    let reseed = ["node", "reseed", "2", "--yes", "--timeout", "120"];
+    let (raft, away) = (cluster.node(2).folder().join("raft"), cluster.data().join("raft-2"));
+    std::fs::rename(&raft, &away).unwrap();
+    let data = cluster.data().to_string_lossy();
+    let refused = cluster.binary().output(&[&reseed, &["--data", &*data][..]].concat());
+    let refused = format!("{:#}", refused.unwrap_err());
+    assert!(refused.contains("its vote cannot be cast for it"), "{refused}");
+    let _ = std::fs::remove_dir_all(&raft);
+    std::fs::rename(&away, &raft).unwrap();
+    cluster.command(&reseed);
+    cluster.node(2).start();
+    takes_part(&cluster, 2).await;
+    let (again, short_again) = (next("ticket").await, next("short").await);
+    assert!(again > ticket && again < ticket + 10_000, "{again} after {ticket}");
+    assert!(short_again > short, "{short_again} after {short}");
+    // Its old server knows nothing any more: what it may have given is skipped.
+    let ticket = draw("ticket").await;
+    cluster.node(2).sql("insert into drawn values (2)").await;
+    cluster.all_show("select count(*) from drawn", &["2"]).await;
+    cluster.node(2).stop();
+    std::fs::remove_dir_all(cluster.node(2).pgdata()).unwrap();
+    let told = cluster.command(&reseed);
+    assert!(told.contains("may come again") && told.contains(": short."), "{told}");
+    cluster.node(2).start();
+    takes_part(&cluster, 2).await;
+    let far = next("ticket").await;
+    assert!(far > ticket + (1 << 32), "{far} after {ticket}");
+    assert_eq!((far - ticket) % 16, 0, "{far} after {ticket}");
+    cluster.node(2).sql("insert into drawn values (3)").await;
+    cluster.all_show("select count(*) from drawn", &["3"]).await;
+    cluster.assert_equal_rows().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_parts_for_good() {
     let mut cluster = cluster(3).await;
@@ -189,6 +347,11 @@ async fn a_node_parts_for_good() {
     })
     .await;
     let folder = parted.folder().to_owned();
+    // Its server waits for nobody and keeps nothing for anybody, should it go on alone.
+    let settings = std::fs::read_to_string(folder.join("pgdata/postgresql.auto.conf")).unwrap();
+    assert!(!settings.contains("synchronous"), "{settings}");
+    let slots = std::fs::read_dir(folder.join("pgdata/pg_replslot")).unwrap().count();
+    assert_eq!(slots, 0, "slots: {}", parted.log_tail());
     cluster.forget(3);
     cluster.wait_ready().await;
     cluster.all_show("select count(*) from parted", &["500"]).await;
@@ -203,6 +366,27 @@ async fn a_node_parts_for_good() {
         .await;
     }
     assert!(folder.join("pgdata").exists(), "what it had is left where it was");
+    // What it wrote keeps nobody from forgetting what all have seen.
+    cluster.node(1).sql("delete from parted").await;
+    for node in cluster.nodes() {
+        eventually("it forgets what all have seen", NOTICED, async || {
+            let remembered = node.metric("synapsedb_replication_remembered_writes", "").await;
+            if remembered < 100.0 { Ok(()) } else { Err(format!("{remembered}")) }
+        })
+        .await;
+        let origins = "select roname from pg_replication_origin where roname like 'synapsedb_3%'";
+        eventually("its origin is dropped", NOTICED, async || node.shows(origins, &[]).await).await;
+    }
+    // Those that start anew, and those that join, do not wait for it.
+    cluster.node(1).stop();
+    cluster.node(1).start();
+    cluster.wait_ready().await;
+    assert_eq!(cluster.join(Some(1)), 4);
+    takes_part(&cluster, 4).await;
+    for node in cluster.nodes() {
+        node.sql(&format!("insert into parted (by) values ({})", node.number())).await;
+    }
+    cluster.all_show("select by from parted order by by", &["1", "2", "4"]).await;
     // Its number is not given again.
     let listed = cluster.command(&["node", "ls"]);
     assert!(listed.lines().any(|line| line.contains("removed")), "{listed}");

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
-use synapsedb_core::ids::NodeId;
+use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::state::{ClusterState, MemberStatus};
+use synapsedb_core::state::{ClusterState, Member, MemberStatus};
 
 use crate::cli::progress::Progress;
 use crate::cli::status;
@@ -108,6 +108,19 @@ impl<'a> Agents<'a> {
         Ok(())
     }
 
+    /// Whether the other agents that answer are no majority of those that vote.
+    pub(super) fn few_without(&self, gone: NodeId, state: &ClusterState) -> bool {
+        // A node that is joining for the first time does not vote yet.
+        let votes = |member: &Member| {
+            member.status != MemberStatus::Joining || member.incarnation > Incarnation::FIRST
+        };
+        let voters: Vec<NodeId> =
+            state.present().filter(|(_, member)| votes(member)).map(|(node, _)| node).collect();
+        let answers = self.states();
+        let others = voters.iter().filter(|node| **node != gone && answers.contains_key(node));
+        others.count() <= voters.len() / 2
+    }
+
     /// Whether all members but `gone` have received and applied the same of it; answers up to where. With `through`
     /// that must reach at least so far.
     pub(super) fn equal(&self, gone: NodeId, through: Lsn) -> Result<Lsn, String> {
@@ -148,6 +161,18 @@ impl<'a> Agents<'a> {
         let publisher = body.get("publisher")?;
         publisher.get("running")?.as_bool().filter(|running| *running)?;
         publisher.get("read_lsn")?.as_str()?.parse().ok()
+    }
+
+    /// Waits until everything that the server of a node committed before `lsn` is in its spool.
+    pub(super) fn await_spooled(&self, node: NodeId, lsn: Lsn, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while self.published(node).is_none_or(|read| read < lsn) {
+            if Instant::now() > deadline {
+                bail!("node {node} has not read its WAL until {lsn}, for {patience:?}");
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// The members that are neither removed nor `not`.

@@ -1,10 +1,10 @@
 //! `synapsedb node join`: another node for the running cluster of this machine.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use synapsedb_core::ids::NodeId;
-use synapsedb_core::lsn::Lsn;
 use synapsedb_core::state::{ClusterState, MemberStatus};
 
 use super::Patience;
@@ -17,7 +17,8 @@ use crate::pid_file::PidFile;
 use crate::postgres::copy::Original;
 use crate::raft::api::ChangeBody;
 use crate::replication::seed::Copied;
-use crate::{seed, supervisor};
+use crate::seed::{self, EarlierLives};
+use crate::supervisor;
 
 /// The arguments of `node join`.
 #[derive(clap::Args)]
@@ -61,8 +62,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         if supervisor::running_agent(&grown, node).is_none() {
             // Nobody starts the agent on half a copy.
             let _lock = PidFile::acquire(&grown.node_dir(id).join("agent.pid"))?;
-            let (patience, zero) = (&arguments.patience, Lsn::ZERO);
-            copy(&agents, &grown, node, &identity, source, zero, patience, &mut progress)?;
+            let (patience, none) = (&arguments.patience, EarlierLives::default());
+            copy(&agents, &grown, node, &identity, source, none, patience, &mut progress)?;
         }
         layout::keep(&grown)?;
         await_active(&grown, node, &arguments.patience, &mut progress)
@@ -94,7 +95,8 @@ fn number(state: &ClusterState) -> Result<NodeId> {
     })
 }
 
-/// Copies the source into the node's directory, once everybody keeps for it what it will miss.
+/// Copies the source into the node's directory, once everybody keeps for it what it will miss. Answers the sequences of
+/// which an earlier life may have given values that come again.
 #[allow(clippy::too_many_arguments, reason = "join and reseed say here all that differs")]
 pub(super) fn copy(
     agents: &Agents<'_>,
@@ -102,21 +104,21 @@ pub(super) fn copy(
     node: &Node,
     identity: &Identity,
     source: &Node,
-    after: Lsn,
+    earlier: EarlierLives,
     patience: &Patience,
     progress: &mut Progress,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let id = node.id;
     agents.wait(progress, "Telling all members", patience.get(), |agents| {
         agents.all_know(id, MemberStatus::Joining, id)
     })?;
     let toml = cluster.node_dir(id).join("agent.toml");
-    let config = AgentConfig::load(&toml).map_err(|problems| anyhow::anyhow!("{problems}"))?;
+    let config = load(&toml)?;
     let state = agents.state()?;
     let known = state.active(source.id).context("the node to be copied is not active any more")?;
-    let password = cluster.node_dir(source.id).join("secrets/agent.password");
-    let password = std::fs::read_to_string(&password)
-        .with_context(|| format!("cannot read {}", password.display()))?;
+    let password_file = cluster.node_dir(source.id).join("secrets/agent.password");
+    let password = std::fs::read_to_string(&password_file)
+        .with_context(|| format!("cannot read {}", password_file.display()))?;
     let original = Original {
         port: source.ports.postgres,
         role: config.postgres.agent_role.clone(),
@@ -124,8 +126,26 @@ pub(super) fn copy(
         major: known.postgres_version / 10_000,
     };
     let copied = Copied { node: source.id, incarnation: known.incarnation };
-    let plan = seed::Plan { config: &config, identity, original, copied, after };
+    let spools = load(&cluster.node_dir(source.id).join("agent.toml"))?.replication.spool_dir;
+    let patience = patience.get();
+    let departed =
+        state.members.iter().filter(|(_, member)| member.status == MemberStatus::Removed);
+    let plan = seed::Plan {
+        config: &config,
+        identity,
+        original,
+        copied,
+        spools,
+        password_file,
+        earlier,
+        departed: departed.map(|(node, _)| *node).collect(),
+        await_spooled: &|lsn| agents.await_spooled(source.id, lsn, patience),
+    };
     runtime()?.block_on(seed::make(&plan, |text| progress.tell(text)))
+}
+
+pub(super) fn load(toml: &Path) -> Result<AgentConfig> {
+    AgentConfig::load(toml).map_err(|problems| anyhow::anyhow!("{problems}"))
 }
 
 /// Waits until the node has caught up and takes part; where nobody runs the agents, says how to.

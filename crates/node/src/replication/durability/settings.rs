@@ -72,3 +72,22 @@ pub(crate) async fn suspend_without_slot(shared: &Shared, slot: &str) -> Result<
     tracing::warn!("commits wait for no other node until the replication slot is there");
     Ok(())
 }
+
+/// Lets no commit wait for anybody from now on: the server has left the cluster. What somebody else has set is left.
+///
+/// # Errors
+/// The server refuses.
+pub(crate) async fn lift(client: &Client) -> Result<()> {
+    let row = client.query_one(include_str!("../sql/durability_settings.sql"), &[]).await?;
+    if row.get::<_, &str>(0) != quote::ident(STANDBY) {
+        return Ok(());
+    }
+    for name in ["synchronous_standby_names", "synchronous_commit"] {
+        client
+            .batch_execute(&format!("alter system reset {name}"))
+            .await
+            .with_context(|| format!("reset {name}"))?;
+    }
+    client.query("select pg_catalog.pg_reload_conf()", &[]).await?;
+    Ok(())
+}

@@ -11,6 +11,7 @@
 //! off. The file `durable` beside them holds how far the last segment was synced: what is missing or broken before
 //! that point was damaged, not torn.
 
+mod copy;
 mod durable;
 mod frame;
 mod reader;
@@ -32,6 +33,7 @@ use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
 use tokio::sync::watch;
 
+pub use copy::copy;
 pub use frame::{Frame, Header, NotAFrame};
 pub use reader::Reader;
 pub use recovery::open;
@@ -274,6 +276,28 @@ impl Spool {
             |_| {},
         )?;
         Ok(gone)
+    }
+
+    /// The commit LSN of the last transaction before `lsn`, which need not be kept itself.
+    ///
+    /// # Errors
+    /// [`SpoolError::Gone`] when more than that was deleted; [`SpoolError::Io`] and [`SpoolError::Corrupt`].
+    pub fn commit_before(&self, lsn: Lsn) -> Result<Lsn, SpoolError> {
+        let begins = self.shared.segments().values().rev().map(|segment| segment.before).find(
+            // What is before the first segment is before everything.
+            |before| *before < lsn || *before == Lsn::ZERO,
+        );
+        let gone = || SpoolError::Gone { first_available: self.first_available() };
+        let mut last = begins.ok_or_else(gone)?;
+        let mut reader = self.reader_after(last)?;
+        while let Some(frame) = reader.try_next()? {
+            match frame.commit_lsn() {
+                Some(commit_lsn) if commit_lsn < lsn => last = commit_lsn,
+                Some(_) => break,
+                None => {}
+            }
+        }
+        Ok(last)
     }
 
     /// What the segments take on the disk, in bytes.

@@ -221,7 +221,8 @@ impl Lane<'_> {
         }
         let here = self.shared.identity.node;
         let Some(header) = &self.header else { return Ok((None, false)) };
-        let xid = u32::try_from(xid).unwrap_or_default();
+        // What an earlier life of this node wrote has come back with a copy, under another transaction id.
+        let xid = u32::try_from(xid).ok().filter(|_| writer == here && roident == 0);
         let history = self.shared.recent.lock();
         let (lsn, concurrent) = match history.seen(here, &header.vector, writer, commit_time, xid) {
             Seen::Covered => (Lsn::ZERO, false),

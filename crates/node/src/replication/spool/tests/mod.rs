@@ -1,6 +1,7 @@
 //! The spool over real files: what is appended is read, by whom and when it may be.
 #![allow(clippy::unwrap_used)]
 
+mod copy;
 mod damage;
 mod follow;
 mod killed;
