@@ -11,18 +11,25 @@ use synapsedb_core::version::VersionVector;
 use synapsedb_pg::client;
 use tokio::task::JoinSet;
 
+use super::api::NotReplicatedBody;
 use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, durability, fetch, guard, lag, other_members, parse_origin_name, probe,
-    publish, recent, retry, serve, verify,
+    Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members,
+    parse_origin_name, probe, publish, recent, retry, serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
 
 /// How often progress is read, told to the peers, and the spools are trimmed by it.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How often is looked for what is not replicated.
+const LOCAL_LOOKED_AT_EVERY: Duration = Duration::from_secs(2);
+
+/// Large objects that are counted; there may be millions.
+const LARGE_OBJECTS_COUNTED_MAX: u64 = 1000;
 
 /// How often the log of conflicts is cut to its limits.
 const CONFLICTS_TRIMMED_EVERY: Duration = Duration::from_secs(10);
@@ -58,6 +65,7 @@ impl Task {
         loops.spawn(fetchers(shared.clone(), stop.clone()));
         loops.spawn(generations(shared.clone(), stop.clone()));
         loops.spawn(durability::keeper::run(shared.clone(), stop.clone()));
+        loops.spawn(foreign_keys::check::run(shared.clone(), stop.clone()));
         loops.spawn(repeated(shared.clone(), stop.clone(), Part::Probe));
         loops.spawn(repeated(shared.clone(), stop.clone(), Part::Progress));
         while let Some(ended) = loops.join_next().await {
@@ -101,6 +109,9 @@ async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             return Err(error);
         }
         shared.status.publish_failed(&error);
+        if error.is::<bootstrap::SlotLost>() {
+            shared.status.slot_is_lost();
+        }
         if writer.tail().end_lsn > before {
             backoff.succeeded();
         }
@@ -300,8 +311,13 @@ async fn progress(shared: &Shared) -> Result<()> {
     let client = shared.sql("progress").await?;
     let mut due = tokio::time::interval(PROGRESS_INTERVAL);
     let mut trimmed = tokio::time::Instant::now();
+    let mut looked: Option<tokio::time::Instant> = None;
     loop {
         due.tick().await;
+        if looked.is_none_or(|at| at.elapsed() >= LOCAL_LOOKED_AT_EVERY) {
+            looked = Some(tokio::time::Instant::now());
+            look_at_local(shared, &client).await?;
+        }
         if trimmed.elapsed() >= CONFLICTS_TRIMMED_EVERY {
             trimmed = tokio::time::Instant::now();
             let days = i32::try_from(shared.config.conflict_keep_days).unwrap_or(i32::MAX);
@@ -310,11 +326,32 @@ async fn progress(shared: &Shared) -> Result<()> {
         }
         let (_, durable, wal_lsn) = progress_of(shared, &client).await?;
         shared.applied.set_durable(durable.clone());
-        let ready = shared.status.is_prepared();
+        // What is written to a server whose WAL nobody can read any more reaches nobody.
+        let ready = shared.status.is_prepared() && !shared.status.has_lost_slot();
         let received = shared.spools.tails();
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
         trim(shared)?;
     }
+}
+
+/// What is on this node only and cannot be replicated is told: PostgreSQL shows it to no stream.
+async fn look_at_local(shared: &Shared, client: &client::Client) -> Result<()> {
+    let most = i64::try_from(LARGE_OBJECTS_COUNTED_MAX).unwrap_or(i64::MAX);
+    let row = client.query_one(include_str!("sql/not_replicated.sql"), &[&most]).await?;
+    let count = |column: usize| u64::try_from(row.get::<_, i64>(column)).unwrap_or_default();
+    let found = NotReplicatedBody { large_objects: count(0), unlogged_tables: count(1) };
+    let before = shared.status.not_replicated();
+    if found.large_objects > before.large_objects && before.large_objects == 0 {
+        tracing::warn!(
+            large_objects = found.large_objects,
+            "there are large objects on this node: they are not \
+            replicated, the other nodes do not have them, and a copy of this node's rows holds only their numbers. Use \
+            a column of type bytea instead"
+        );
+    }
+    shared.metrics.not_replicated(&found);
+    shared.status.set_not_replicated(found);
+    Ok(())
 }
 
 /// Deletes what every member has applied, and what is beyond the limit.
