@@ -242,7 +242,7 @@ async fn a_composite_with_a_null_field_passes_the_slow_path() {
             "create type slow_pair as (a int, b text);
              create table composed (id int primary key, p slow_pair, v text, w text);
              create table carried (id int primary key, p slow_pair, v text);
-             insert into composed select n, row(n, null), 'old', 'old' from generate_series(1, 3) n;
+             insert into composed select n, row(n, null)::slow_pair, 'old', 'old' from generate_series(1, 3) n;
              insert into composed values (4, null, 'old', 'old'), (5, row(null, null), 'old', 'old');
              insert into carried values (1, row(1, null), 'old'), (2, row(null, null), 'old'), (3, null, 'old');
              select synapsedb.set_policy('composed', 'merge_columns')",

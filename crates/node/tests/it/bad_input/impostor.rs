@@ -67,7 +67,8 @@ async fn serve(id: SpoolId, stage: usize, mut stream: PeerStream) -> std::io::Re
             *flipped.last_mut().unwrap() ^= 1;
             flipped.into()
         }
-        2 => frame(id, after, b"I\0\0\x40"),
+        // A truncate of nothing is a message like any other.
+        2 => frame(id, after, b"T\0\0\0\0\0"),
         _ => next,
     };
     stream.io.write_all(&bytes).await?;
