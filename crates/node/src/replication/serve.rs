@@ -81,7 +81,7 @@ async fn serve(shared: &Shared, stream: PeerStream) -> Result<()> {
     // Only what this node committed waits for acknowledgements.
     let own = request.origin == shared.identity.node;
     let acknowledged = own.then(|| shared.durability.connect(peer, incarnation));
-    let spool = shared.spools.get(request.origin).map(|(_, spool)| spool);
+    let spool = own.then(|| shared.spools.get(request.origin)).flatten().map(|(_, spool)| spool);
     // Both at once: who stops reading the acknowledgements while it writes may wait for a peer that waits for it.
     tokio::select! {
         ended = send(shared, &mut io, reader, own) => ended,

@@ -314,6 +314,8 @@ async fn a_child_whose_parent_goes_concurrently_stays_and_every_node_tells() {
              create table bereaved_parts_1 partition of bereaved_parts for values in (1, 2);
              create table emptied_parents (id int primary key);
              create table bereaved_by_truncate (id int primary key, parent int references emptied_parents);
+             create table rivals (id int primary key, name text unique);
+             create table bereaved_by_rivals (id int primary key, parent int references rivals);
              insert into parents_that_go select n, 'old' from generate_series(1, 6) n;
              insert into parts_that_go values (1), (2);
              insert into emptied_parents values (1), (2)",
@@ -341,6 +343,11 @@ async fn a_child_whose_parent_goes_concurrently_stays_and_every_node_tells() {
             (2, "insert into bereaved_parts values (1, 1), (2, 2)"),
             (3, "truncate emptied_parents cascade"),
             (2, "insert into bereaved_by_truncate values (1, 1)"),
+            // By a parent that takes the other's unique value.
+            (1, "insert into rivals values (1, 'same')"),
+            (1, "insert into bereaved_by_rivals values (1, 1)"),
+            (2, "insert into rivals values (2, 'same')"),
+            (2, "insert into bereaved_by_rivals values (2, 2)"),
         ],
     )
     .await;
@@ -351,6 +358,7 @@ async fn a_child_whose_parent_goes_concurrently_stays_and_every_node_tells() {
         "bereaved|11|1|2|1|11|t|t",
         "bereaved|12|2|3|1|12|t|t",
         "bereaved|13|3|3|2|13|t|t",
+        "bereaved_by_rivals|1|1|1|2|1|t|t",
         "bereaved_by_truncate|1|1|2||1|t|f",
         "bereaved_parts|1|1|2|1|1|t|t",
     ];

@@ -280,6 +280,18 @@ impl ForeignKeys {
         }
     }
 
+    /// A row goes that lost a unique value to another writer.
+    pub(crate) fn lost(
+        &self,
+        history: &mut History,
+        row: &[Value<'_>],
+        winner: &Writer<'_>,
+        orphans: &mut Vec<Orphans>,
+    ) {
+        let sides = self.as_parent.iter();
+        orphans.extend(sides.filter_map(|side| side.leave(history, row, None, winner)));
+    }
+
     /// All rows of the relation go.
     fn emptied(&self, history: &mut History, writer: &Writer<'_>, orphans: &mut Vec<Orphans>) {
         for side in &self.as_parent {
