@@ -274,7 +274,8 @@ struct Taken {
     hurry: Option<Class>,
 }
 
-/// What cannot be read is not taken: it would stand in the way of everything after it, here and wherever it is handed on.
+/// What cannot be read is not taken: it would stand in the way of everything after it, here and wherever it is handed
+/// on.
 fn readable(frame: &Frame) -> Result<(), SpoolError> {
     for message in frame.message_slices() {
         pgoutput::check(message).map_err(|error| SpoolError::FrameRefused(error.to_string()))?;

@@ -299,58 +299,56 @@ async fn all_tell(cluster: &Cluster, expected: &[&str]) {
     }
 }
 
+/// Parents and children of every kind.
+const FAMILIES: &str = "
+    create table parents_that_go (id int primary key, v text);
+    create table bereaved (id int primary key, parent int references parents_that_go on delete cascade);
+    create table parts_that_go (id int primary key) partition by range (id);
+    create table parts_that_go_1 partition of parts_that_go for values from (0) to (100);
+    create table bereaved_parts (id int, parent int references parts_that_go, primary key (id, parent))
+    partition by list (parent);
+    create table bereaved_parts_1 partition of bereaved_parts for values in (1, 2);
+    create table emptied_parents (id int primary key);
+    create table bereaved_by_truncate (id int primary key, parent int references emptied_parents);
+    create table rivals (id int primary key, name text unique);
+    create table bereaved_by_rivals (id int primary key, parent int references rivals);
+    insert into parents_that_go select n, 'old' from generate_series(1, 6) n;
+    insert into parts_that_go values (1), (2);
+    insert into emptied_parents values (1), (2)";
+
+/// What is written while no node hears of another.
+const APART: &[(u16, &str)] = &[
+    // The delete first, the child first, and a key that changes.
+    (1, "delete from parents_that_go where id = 1"),
+    (2, "insert into bereaved values (11, 1)"),
+    (3, "insert into bereaved values (12, 2)"),
+    (1, "delete from parents_that_go where id = 2"),
+    (2, "update parents_that_go set id = 30 where id = 3"),
+    (3, "insert into bereaved values (13, 3)"),
+    // Nobody's child, and children of parents that stay.
+    (2, "insert into bereaved values (14, null)"),
+    (3, "insert into bereaved values (15, 5)"),
+    (1, "delete from parents_that_go where id = 6"),
+    (1, "insert into parents_that_go values (6, 'again')"),
+    (3, "insert into bereaved values (16, 6)"),
+    // Between partitions, and by a truncate.
+    (1, "delete from parts_that_go where id = 1"),
+    (2, "insert into bereaved_parts values (1, 1), (2, 2)"),
+    (3, "truncate emptied_parents cascade"),
+    (2, "insert into bereaved_by_truncate values (1, 1)"),
+    // By a parent that takes the other's unique value.
+    (1, "insert into rivals values (1, 'same')"),
+    (1, "insert into bereaved_by_rivals values (1, 1)"),
+    (2, "insert into rivals values (2, 'same')"),
+    (2, "insert into bereaved_by_rivals values (2, 2)"),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_whose_parent_goes_concurrently_stays_and_every_node_tells() {
     let (cluster, _turn) = cluster().await;
-    cluster
-        .node(1)
-        .sql(
-            "create table parents_that_go (id int primary key, v text);
-             create table bereaved (id int primary key, parent int references parents_that_go on delete cascade);
-             create table parts_that_go (id int primary key) partition by range (id);
-             create table parts_that_go_1 partition of parts_that_go for values from (0) to (100);
-             create table bereaved_parts (id int, parent int references parts_that_go, primary key (id, parent))
-                 partition by list (parent);
-             create table bereaved_parts_1 partition of bereaved_parts for values in (1, 2);
-             create table emptied_parents (id int primary key);
-             create table bereaved_by_truncate (id int primary key, parent int references emptied_parents);
-             create table rivals (id int primary key, name text unique);
-             create table bereaved_by_rivals (id int primary key, parent int references rivals);
-             insert into parents_that_go select n, 'old' from generate_series(1, 6) n;
-             insert into parts_that_go values (1), (2);
-             insert into emptied_parents values (1), (2)",
-        )
-        .await;
+    cluster.node(1).sql(FAMILIES).await;
     cluster.all_show("select count(*) from emptied_parents", &["2"]).await;
-    concurrently(
-        &cluster,
-        &[
-            // The delete first, the child first, and a key that changes.
-            (1, "delete from parents_that_go where id = 1"),
-            (2, "insert into bereaved values (11, 1)"),
-            (3, "insert into bereaved values (12, 2)"),
-            (1, "delete from parents_that_go where id = 2"),
-            (2, "update parents_that_go set id = 30 where id = 3"),
-            (3, "insert into bereaved values (13, 3)"),
-            // Nobody's child, and children of parents that stay.
-            (2, "insert into bereaved values (14, null)"),
-            (3, "insert into bereaved values (15, 5)"),
-            (1, "delete from parents_that_go where id = 6"),
-            (1, "insert into parents_that_go values (6, 'again')"),
-            (3, "insert into bereaved values (16, 6)"),
-            // Between partitions, and by a truncate.
-            (1, "delete from parts_that_go where id = 1"),
-            (2, "insert into bereaved_parts values (1, 1), (2, 2)"),
-            (3, "truncate emptied_parents cascade"),
-            (2, "insert into bereaved_by_truncate values (1, 1)"),
-            // By a parent that takes the other's unique value.
-            (1, "insert into rivals values (1, 'same')"),
-            (1, "insert into bereaved_by_rivals values (1, 1)"),
-            (2, "insert into rivals values (2, 'same')"),
-            (2, "insert into bereaved_by_rivals values (2, 2)"),
-        ],
-    )
-    .await;
+    concurrently(&cluster, APART).await;
     let children = "select id, parent from bereaved order by id";
     cluster.all_show(children, &["11|1", "12|2", "13|3", "14|", "15|5", "16|6"]).await;
     cluster.assert_equal_rows().await;

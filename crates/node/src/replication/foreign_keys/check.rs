@@ -161,8 +161,14 @@ fn told(shared: &Shared, key: &ForeignKey, rows: usize) {
     }
     let table = format!("{}.{}", key.child.0, key.child.1);
     shared.metrics.conflicts("foreign_key", &table, rows as u64);
-    tracing::warn!(%table, rows, "rows refer by foreign key \"{}\" to rows of {}.{} that were deleted concurrently: they \
-        stay, on all nodes alike. See `synapsedb conflicts ls --type foreign_key`", key.name, key.parent.0, key.parent.1);
+    let (parent_schema, parent) = &key.parent;
+    tracing::warn!(
+        %table,
+        rows,
+        "rows refer by foreign key \"{}\" to rows of {parent_schema}.{parent} that were deleted concurrently: \
+         they stay, on all nodes alike. See `synapsedb conflicts ls --type foreign_key`",
+        key.name
+    );
 }
 
 /// Writes to the log which children have lost their parent; answers how many that are.

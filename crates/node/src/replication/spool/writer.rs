@@ -233,9 +233,10 @@ impl Writer {
     ///
     /// # Errors
     /// [`SpoolError::FrameRefused`] unless it is a whole frame with the right checksum that continues the open
-    /// transaction or begins one, and no checkpoint, or what `check` says of it; [`SpoolError::OutOfOrder`]; [`SpoolError::Misuse`] within a
-    /// transaction that was begun by [`Writer::begin`]. These change nothing. [`SpoolError::DiskFull`] and
-    /// [`SpoolError::Io`] undo the transaction: its first frame must come again. [`SpoolError::Failed`].
+    /// transaction or begins one, and no checkpoint; what `check` says of it; [`SpoolError::OutOfOrder`];
+    /// [`SpoolError::Misuse`] within a transaction that was begun by [`Writer::begin`]. These change nothing.
+    /// [`SpoolError::DiskFull`] and [`SpoolError::Io`] undo the transaction: its first frame must come again.
+    /// [`SpoolError::Failed`].
     pub fn append_frame(
         &mut self,
         raw: &Bytes,

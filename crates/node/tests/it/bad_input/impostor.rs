@@ -15,8 +15,9 @@ use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::VersionVector;
-use synapsedb_dev::{Cluster, eventually};
+use synapsedb_dev::{Cluster, Node, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinHandle;
 
 use super::lane;
 use crate::NOTICED;
@@ -78,6 +79,76 @@ async fn serve(id: SpoolId, stage: usize, mut stream: PeerStream) -> std::io::Re
     Ok(())
 }
 
+/// A peer in the place of node 3, with its certificate.
+struct Impostor {
+    who: Identity,
+    peers: peers::Handle,
+    /// Which of [`STAGES`] it is in.
+    stage: Arc<AtomicUsize>,
+    stop: Shutdown,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Impostor {
+    fn start(cluster: &Cluster) -> Self {
+        let who = identity(cluster, 3);
+        let id =
+            SpoolId { cluster: who.cluster_id, origin: who.node, incarnation: who.incarnation };
+        let three = cluster.node(3);
+        let config = peers::Config {
+            listen: format!("127.0.0.1:{}", three.peers_port()),
+            ..peers::Config::default()
+        };
+        let address = |node: u16| PeerAddress {
+            node: number(node),
+            address: format!("127.0.0.1:{}", cluster.node(node).peers_port()),
+        };
+        let certificates = tls::Config::in_directory(&three.folder().join("tls"));
+        let certificates = tls::load(&certificates, &who).unwrap();
+        let (addresses, mut registry) = ((1..=3).map(address).collect(), Registry::default());
+        let (peers, task) =
+            peers::new(config, who.clone(), addresses, &certificates, &mut registry).unwrap();
+        let stage = Arc::new(AtomicUsize::new(0));
+        let now = stage.clone();
+        peers.serve_stream("spool", move |stream| {
+            let stage = now.load(Ordering::SeqCst);
+            Box::pin(async move { drop(serve(id, stage, stream).await) })
+        });
+        let stop = Shutdown::new();
+        let running = tokio::spawn(task.run(stop.clone()));
+        Self { who, peers, stage, stop, running }
+    }
+
+    /// What it asks of node 1 in garbage is an error for it, and nothing more.
+    async fn asks(&self) {
+        for service in ["replication.guard", "replication.verify", "replication.row"] {
+            let garbage = Bytes::from_static(b"\xff{garbage");
+            let answer = self.peers.call(number(1), service, garbage).await;
+            assert!(matches!(answer, Err(CallError::Remote { .. })), "{service}: {answer:?}");
+        }
+        let mut asking = self.peers.open(number(1), "spool").await.unwrap();
+        asking.io.write_all(b"\xff\xff\xff\xff not a request").await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(5), asking.io.read_u8()).await;
+        assert!(matches!(ended, Ok(Err(_))), "{ended:?}");
+    }
+
+    /// What nobody can have is not taken for an acknowledgement.
+    async fn acknowledges(&self, one: &Node) {
+        let mut asking = self.peers.open(number(1), "spool").await.unwrap();
+        let (life, after) = (self.who.incarnation.0, u64::MAX >> 1);
+        let request = format!(r#"{{"format":2,"origin":1,"incarnation":{life},"after":{after}}}"#);
+        asking.io.write_u32_le(u32::try_from(request.len()).unwrap()).await.unwrap();
+        asking.io.write_all(request.as_bytes()).await.unwrap();
+        asking.io.write_all(&[0x7f; 16]).await.unwrap();
+        asking.io.flush().await.unwrap();
+        eventually("node 1 ends the stream", NOTICED, async || {
+            let said = one.log().contains("it acknowledges 7F7F7F7F/7F7F7F7F");
+            if said { Ok(()) } else { Err(one.log_tail()) }
+        })
+        .await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_from_a_peer_is_refused_and_stops_no_other_stream() {
     let cluster = crate::binary().lay_out(3);
@@ -89,43 +160,10 @@ async fn garbage_from_a_peer_is_refused_and_stops_no_other_stream() {
     // Nobody else is there to be asked for what node 3 sends.
     two.stop();
     three.stop();
-
-    let who = identity(&cluster, 3);
-    let id = SpoolId { cluster: who.cluster_id, origin: who.node, incarnation: who.incarnation };
-    let certificates = tls::Config::in_directory(&three.folder().join("tls"));
-    let config = peers::Config {
-        listen: format!("127.0.0.1:{}", three.peers_port()),
-        ..peers::Config::default()
-    };
-    let address = |node: u16| PeerAddress {
-        node: number(node),
-        address: format!("127.0.0.1:{}", cluster.node(node).peers_port()),
-    };
-    let handle = tls::load(&certificates, &who).unwrap();
-    let addresses = (1..=3).map(address).collect();
-    let (peers, task) =
-        peers::new(config, who.clone(), addresses, &handle, &mut Registry::default()).unwrap();
-    let stage = Arc::new(AtomicUsize::new(0));
-    let now = stage.clone();
-    peers.serve_stream("spool", move |stream| {
-        let stage = now.load(Ordering::SeqCst);
-        Box::pin(async move { drop(serve(id, stage, stream).await) })
-    });
-    let stop = Shutdown::new();
-    let running = tokio::spawn(task.run(stop.clone()));
-
-    // What it asks of others in garbage is an error for it, and nothing more.
-    for service in ["replication.guard", "replication.verify", "replication.row"] {
-        let answer = peers.call(number(1), service, Bytes::from_static(b"\xff{garbage")).await;
-        assert!(matches!(answer, Err(CallError::Remote { .. })), "{service}: {answer:?}");
-    }
-    let mut asking = peers.open(number(1), "spool").await.unwrap();
-    asking.io.write_all(b"\xff\xff\xff\xff not a request").await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(5), asking.io.read_u8()).await;
-    assert!(matches!(ended, Ok(Err(_))), "{ended:?}");
-
+    let impostor = Impostor::start(&cluster);
+    impostor.asks().await;
     for (number, words) in STAGES.iter().enumerate() {
-        stage.store(number, Ordering::SeqCst);
+        impostor.stage.store(number, Ordering::SeqCst);
         eventually(&format!("node 1 refuses it: {words}"), NOTICED, async || {
             let lane = lane(one, 3).await?;
             let told = lane["fetch_error"].as_str().is_some_and(|error| error.contains(words));
@@ -147,27 +185,11 @@ async fn garbage_from_a_peer_is_refused_and_stops_no_other_stream() {
         one.shows("select count(*) from despite", &["4"]).await
     })
     .await;
-
-    // What nobody can have is not taken for an acknowledgement.
-    let mut asking = peers.open(number(1), "spool").await.unwrap();
-    let request = format!(
-        r#"{{"format":2,"origin":1,"incarnation":{},"after":{}}}"#,
-        who.incarnation.0,
-        u64::MAX >> 1
-    );
-    asking.io.write_u32_le(u32::try_from(request.len()).unwrap()).await.unwrap();
-    asking.io.write_all(request.as_bytes()).await.unwrap();
-    asking.io.write_all(&[0x7f; 16]).await.unwrap();
-    asking.io.flush().await.unwrap();
-    eventually("node 1 ends the stream", NOTICED, async || {
-        let said = one.log().contains("it acknowledges 7F7F7F7F/7F7F7F7F");
-        if said { Ok(()) } else { Err(one.log_tail()) }
-    })
-    .await;
+    impostor.acknowledges(one).await;
 
     // The real one comes back: nothing of the garbage is anywhere.
-    stop.cancel();
-    running.await.unwrap().unwrap();
+    impostor.stop.cancel();
+    impostor.running.await.unwrap().unwrap();
     three.start();
     cluster.wait_ready().await;
     three.sql("insert into despite values (5)").await;

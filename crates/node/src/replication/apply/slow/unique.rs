@@ -71,7 +71,8 @@ impl Lane<'_> {
         self.log(plan, conflict.detail("the writer had seen the other row let the value go")).await
     }
 
-    /// A row loses its place to the write of this version, unseen: its children are orphans, also those that come later.
+    /// A row loses its place to the write of this version, unseen: its children are orphans, also those that come
+    /// later.
     pub(super) fn bereave(&self, plan: usize, row: &[Value<'_>], winner: RowVersion) {
         let foreign = &self.plans[plan].foreign;
         if foreign.is_empty() {
