@@ -117,6 +117,8 @@ pub struct History {
     /// More rows arrived than are remembered: until then, by origin, nothing is known of them.
     unknown_arrivals: VersionVector,
     arrivals_max: usize,
+    /// Per side of a foreign key, the last write of each origin that matters to the other side.
+    touched: BTreeMap<Digest, VersionVector>,
 }
 
 impl History {
@@ -214,6 +216,20 @@ impl History {
         let commits = self.commits.get(&origin)?;
         let at = commits.binary_search_by_key(&lsn, |commit| commit.lsn).ok()?;
         commits.get(at).copied()
+    }
+
+    /// One side of a foreign key was written: a child that refers to somebody, or a parent that goes.
+    pub fn touch(&mut self, side: Digest, version: RowVersion) {
+        self.touched.entry(side).or_default().advance(version.origin, version.lsn);
+    }
+
+    /// The last writes of one side of a foreign key that `writer` had not seen, by origin; empty if it had seen all.
+    pub fn untold(&self, side: Digest, writer: &Writer<'_>) -> VersionVector {
+        let Some(last) = self.touched.get(&side) else { return VersionVector::new() };
+        let unseen = |(origin, lsn): &(NodeId, Lsn)| {
+            *origin != writer.version.origin && *lsn > writer.vector.get(*origin)
+        };
+        last.iter().filter(unseen).collect()
     }
 
     /// A row was deleted, or its primary key changed, or it lost a unique value. Answers whether an older version of it
@@ -487,6 +503,22 @@ mod tests {
         assert_eq!(bound(&[(1, 5), (3, 9)]), 59);
         assert_eq!(bound(&[(1, 4), (3, 9)]), 49);
         assert_eq!(bound(&[(1, 6)]), 60);
+    }
+
+    #[test]
+    fn what_a_writer_was_not_told_of_the_other_side_is_known() {
+        let mut history = History::new(10);
+        history.touch(ROW, version(1, 5, 50));
+        history.touch(ROW, version(3, 9, 60));
+        let vectors = [vector(&[]), vector(&[(1, 5)]), vector(&[(1, 5), (3, 9)])];
+        let untold = |origin: u16, seen: usize, side: Digest| {
+            let writer = Writer { version: version(origin, 20, 70), vector: &vectors[seen] };
+            history.untold(side, &writer)
+        };
+        assert_eq!(untold(2, 0, ROW), vector(&[(1, 5), (3, 9)]));
+        assert_eq!(untold(2, 1, ROW), vector(&[(3, 9)]));
+        assert!(untold(2, 2, ROW).is_empty() && untold(2, 0, OTHER).is_empty());
+        assert_eq!(untold(3, 0, ROW), vector(&[(1, 5)]), "its own it knows");
     }
 
     #[test]

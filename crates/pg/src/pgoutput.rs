@@ -129,6 +129,43 @@ pub fn decode(message: &[u8]) -> Result<Message<'_>, DecodeError> {
     }
 }
 
+/// Whether [`decode`] would read a message, told without keeping anything of it.
+///
+/// # Errors
+/// As [`decode`].
+pub fn check(message: &[u8]) -> Result<(), DecodeError> {
+    let mut input = Input { message, rest: message };
+    match skip(&mut input) {
+        Ok(()) if !input.rest.is_empty() => Err(input.error("bytes after the end")),
+        Ok(()) => Ok(()),
+        Err(what) => Err(input.error(what)),
+    }
+}
+
+/// [`read`] for what comes often.
+fn skip(input: &mut Input<'_>) -> Result<(), &'static str> {
+    let kind = input.rest.first().copied();
+    match kind {
+        Some(b'R') => {
+            input.u8()?;
+            input.skip_relation()
+        }
+        Some(b'I' | b'U' | b'D') => {
+            input.u8()?;
+            input.u32()?;
+            let has_old = matches!(input.rest.first(), Some(b'K' | b'O'));
+            if kind == Some(b'D') || (kind == Some(b'U') && has_old) {
+                input.skip_tuple(b"KO", "the old row is missing")?;
+            }
+            match kind {
+                Some(b'D') => Ok(()),
+                _ => input.skip_tuple(b"N", "the new row is missing"),
+            }
+        }
+        _ => read(input).map(drop),
+    }
+}
+
 /// Kind and relation of a message, without decoding the rest (which may be malformed).
 #[inline]
 pub fn peek(message: &[u8]) -> Result<Peek<'_>, DecodeError> {
@@ -298,6 +335,38 @@ impl<'a> Input<'a> {
             });
         }
         Ok(Relation { id, schema, name, identity, columns })
+    }
+
+    fn skip_relation(&mut self) -> Result<(), &'static str> {
+        self.u32()?;
+        self.string()?;
+        self.string()?;
+        if !matches!(self.u8()?, b'd' | b'n' | b'f' | b'i') {
+            return Err("unknown replica identity");
+        }
+        for _ in 0..self.u16()? {
+            self.u8()?;
+            self.string()?;
+            self.bytes(8)?;
+        }
+        Ok(())
+    }
+
+    fn skip_tuple(&mut self, kinds: &[u8], missing: &'static str) -> Result<(), &'static str> {
+        if !kinds.contains(&self.u8()?) {
+            return Err(missing);
+        }
+        for _ in 0..self.u16()? {
+            match self.u8()? {
+                b'n' | b'u' => {}
+                b't' | b'b' => {
+                    let length = self.u32()?;
+                    self.bytes(length)?;
+                }
+                _ => return Err("unknown kind of value"),
+            }
+        }
+        Ok(())
     }
 
     fn new_tuple(&mut self) -> Result<Tuple<'a>, &'static str> {

@@ -21,9 +21,35 @@ pub fn literal(text: &str) -> String {
     }
 }
 
+/// A template with its `{places}` filled, in one pass: what is put in is never taken for a place. A place for which
+/// there is nothing stays.
+pub fn fill(template: &str, parts: &[(&str, &str)]) -> String {
+    let mut filled = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find('{') {
+        let (before, after) = rest.split_at(start);
+        filled.push_str(before);
+        let part = parts.iter().find_map(|(name, text)| {
+            let end = after.strip_prefix('{')?.strip_prefix(*name)?.strip_prefix('}')?;
+            Some((*text, end))
+        });
+        let (text, end) = part.unwrap_or(after.split_at(1));
+        filled.push_str(text);
+        rest = end;
+    }
+    filled.push_str(rest);
+    filled
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_put_in_is_no_place() {
+        let parts = [("a", "{b}"), ("b", "{a}")];
+        assert_eq!(fill("{a}, {b}, '{c}' {", &parts), "{b}, {a}, '{c}' {");
+    }
 
     #[test]
     fn quotes() {

@@ -8,7 +8,7 @@ use super::AgentConfig;
 use super::document::Document;
 use super::problem::{Place, Problems};
 use crate::postgres::{self, Mode};
-use crate::replication::durability;
+use crate::replication::{self, durability};
 
 /// Adds a problem for every required key that is not there.
 pub(super) fn required(document: &Document<'_>, problems: &mut Problems) {
@@ -38,6 +38,7 @@ pub(super) fn ranges(config: &AgentConfig, document: &Document<'_>, problems: &m
     }
     check.members(config);
     check.postgres(&config.postgres);
+    check.apply_limits(&config.replication);
     check.durability(&config.replication.durability);
 }
 
@@ -85,6 +86,21 @@ impl Check<'_, '_> {
             let text =
                 format!("there is no [[member]] with the id {} of this node", config.node.id);
             self.refuse("member", text);
+        }
+    }
+
+    /// A lock that is waited for says nothing about a row: its limit must come first.
+    fn apply_limits(&mut self, config: &replication::Config) {
+        let (lock_ms, row_ms) = (config.lock_timeout_ms, config.row_timeout_ms);
+        self.within("replication.row_timeout_ms", row_ms, 100, 86_400_000);
+        self.within("replication.lock_timeout_ms", lock_ms, 10, 86_400_000);
+        if lock_ms >= row_ms {
+            let text = format!(
+                "replication.lock_timeout_ms ({lock_ms}) must be less than replication.row_timeout_ms ({row_ms}): \
+                 a row whose lock is waited for would be quarantined"
+            );
+            self.refuse("replication.row_timeout_ms", text.clone());
+            self.refuse("replication.lock_timeout_ms", text);
         }
     }
 

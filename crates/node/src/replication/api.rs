@@ -28,10 +28,21 @@ pub struct StatusBody {
     pub lanes: Vec<LaneBody>,
     /// What commits here wait for.
     pub durability: DurabilityBody,
+    /// What is on this node only.
+    pub not_replicated: NotReplicatedBody,
     /// Per origin, the commit LSN up to which its transactions are visible here.
     pub applied: BTreeMap<String, String>,
     /// Per origin, the bytes of its transactions kept on this node's disk.
     pub spool_bytes: BTreeMap<String, u64>,
+}
+
+/// What is on this node only, since PostgreSQL shows it to no stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct NotReplicatedBody {
+    /// Large objects; at most 1000 are counted.
+    pub large_objects: u64,
+    /// Unlogged tables: they are on all nodes, their rows are not.
+    pub unlogged_tables: u64,
 }
 
 /// The reading of the own WAL.

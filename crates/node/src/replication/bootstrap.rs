@@ -13,6 +13,11 @@ use super::{Shared, origin_name};
 /// What the own spool says before the slot is made: a slot beside an empty spool then means that the spool was lost.
 const BEFORE_SLOT: Lsn = Lsn(1);
 
+/// What was committed here since the end of the spool can no longer be read from the WAL, by nobody.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct SlotLost(String);
+
 /// Makes or updates everything that replication needs inside the server. Idempotent.
 ///
 /// # Errors
@@ -101,11 +106,10 @@ pub(crate) async fn ensure_slot(
     }
     if !exists {
         if tail.end_lsn > BEFORE_SLOT {
-            bail!(
-                "replication slot {slot} is gone, though the spool knows it until {}: what was committed since \
-                 may be unknown to the peers. Re-seed this node; the slot is not made again by itself",
+            return Err(lost(format!(
+                "replication slot {slot} is gone, though the spool knows it until {}",
                 tail.end_lsn
-            );
+            )));
         }
         if tail.end_lsn < BEFORE_SLOT {
             writer.checkpoint(BEFORE_SLOT, &tail.vector)?;
@@ -119,9 +123,9 @@ pub(crate) async fn ensure_slot(
         return Ok(start);
     }
     if row.get::<_, String>(3) == "lost" {
-        bail!(
-            "the WAL that replication slot {slot} needs was removed (max_slot_wal_keep_size): re-seed this node"
-        );
+        return Err(lost(format!(
+            "the WAL that replication slot {slot} needs was removed (max_slot_wal_keep_size)"
+        )));
     }
     if tail.end_lsn < BEFORE_SLOT {
         bail!(
@@ -136,6 +140,15 @@ pub(crate) async fn ensure_slot(
         ));
     }
     Ok(confirmed)
+}
+
+fn lost(what: String) -> anyhow::Error {
+    let text = format!(
+        "{what}: what was committed here since is unknown to the peers. Nothing was changed, and the slot is not made \
+         again by itself. Take what only this node has to the others (synapsedb verify --repair --from this node), \
+         then re-seed this node (synapsedb node reseed)"
+    );
+    SlotLost(text).into()
 }
 
 fn refuse(reason: String) -> Result<Lsn> {

@@ -13,13 +13,14 @@ use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::source::{self, Candidate};
 use synapsedb_core::version::VersionVector;
+use synapsedb_pg::pgoutput;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use super::durability::Ack;
 use super::publish::{Syncing, synced};
 use super::serve::{self, Answer, Request};
-use super::spool::{SpoolError, Tail, Writer};
+use super::spool::{Frame, SpoolError, Tail, Writer};
 use super::{Shared, retry};
 use crate::gossip::MemberState;
 use crate::peers::PeerStream;
@@ -273,6 +274,15 @@ struct Taken {
     hurry: Option<Class>,
 }
 
+/// What cannot be read is not taken: it would stand in the way of everything after it, here and wherever it is handed
+/// on.
+fn readable(frame: &Frame) -> Result<(), SpoolError> {
+    for message in frame.message_slices() {
+        pgoutput::check(message).map_err(|error| SpoolError::FrameRefused(error.to_string()))?;
+    }
+    Ok(())
+}
+
 /// Appends every whole frame of the buffer.
 fn append(
     shared: &Shared,
@@ -306,7 +316,7 @@ fn append(
         }
         let frame = buffer.split_to(4 + rest).freeze();
         shared.metrics.fetched_bytes.inc_by(frame.len() as u64);
-        writer.append_frame(&frame).with_context(refused)?;
+        writer.append_frame(&frame, readable).with_context(refused)?;
         taken.frames = true;
     }
     writer.show().with_context(refused)?;

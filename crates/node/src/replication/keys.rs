@@ -87,21 +87,60 @@ pub(crate) async fn load(client: &Client, schema: &str, table: &str) -> Result<L
 }
 
 /// A column of a key: its place in the origin's tuples and its type there.
-type Place = (usize, u32);
+pub(crate) type Place = (usize, u32);
 
+/// Names what is found by the values of some columns, such as a row by its primary key.
 #[derive(Clone, Debug)]
-struct Unique {
-    /// Table and columns, hashed.
+pub(crate) struct Named {
+    /// What it is, hashed.
     seed: [DefaultHasher; 2],
     places: Vec<Place>,
     nulls_equal: bool,
 }
 
+impl Named {
+    /// By the values at these places; `what` and `names` tell it from everything else. NULL names nothing.
+    pub(crate) fn new<'a>(
+        what: &'a str,
+        names: impl IntoIterator<Item = &'a str> + Clone,
+        places: Vec<Place>,
+    ) -> Self {
+        let seed = [1u8, 2].map(|part| {
+            let mut hasher = DefaultHasher::new();
+            hasher.write_u8(part);
+            for name in [what].into_iter().chain(names.clone()) {
+                hasher.write(name.as_bytes());
+                hasher.write_u8(0);
+            }
+            hasher
+        });
+        Self { seed, places, nulls_equal: false }
+    }
+
+    /// The name; `None` if the tuple lacks one of the values.
+    pub(crate) fn digest(&self, tuple: &[Value<'_>]) -> Option<Digest> {
+        let mut hashers = self.seed.clone();
+        for &(place, type_oid) in &self.places {
+            let text = match *tuple.get(place)? {
+                Value::Text(text) => Some(canonical(text, type_oid)),
+                Value::Null if self.nulls_equal => None,
+                Value::Null | Value::Unchanged | Value::Binary(_) => return None,
+            };
+            for hasher in &mut hashers {
+                hasher.write_u64(text.map_or(u64::MAX, |text| text.len() as u64));
+                hasher.write(text.unwrap_or_default());
+            }
+        }
+        let [high, low] = hashers.map(|hasher| u128::from(hasher.finish()));
+        Some(Digest(high << 64 | low))
+    }
+}
+
 /// Where the keys of a table stand in the tuples of one origin.
 #[derive(Clone, Debug)]
 pub(crate) struct RowKeys {
-    primary: Unique,
-    others: Vec<Unique>,
+    primary: Named,
+    others: Vec<Named>,
     /// What settles concurrent writes, if not last write wins.
     policy: Option<TablePolicy>,
     /// The number of each of the origin's columns: its place among the names in their order.
@@ -156,7 +195,7 @@ impl RowKeys {
 
     /// The name of the row; `None` if the tuple lacks a part of its key.
     pub(crate) fn row(&self, tuple: &[Value<'_>]) -> Option<Digest> {
-        digest(&self.primary, tuple)
+        self.primary.digest(tuple)
     }
 
     /// Whether rows hold unique values beside their primary key.
@@ -166,11 +205,11 @@ impl RowKeys {
 
     /// The names of the unique values that the row holds beside its primary key.
     pub(crate) fn claims(&self, tuple: &[Value<'_>]) -> impl Iterator<Item = Digest> {
-        self.others.iter().filter_map(|unique| digest(unique, tuple))
+        self.others.iter().filter_map(|unique| unique.digest(tuple))
     }
 }
 
-fn unique(relation: &Relation, index: &UniqueIndex) -> Option<Unique> {
+fn unique(relation: &Relation, index: &UniqueIndex) -> Option<Named> {
     let mut columns: Vec<&str> = index.columns.iter().map(String::as_str).collect();
     columns.sort_unstable();
     let mut places = Vec::with_capacity(columns.len());
@@ -178,34 +217,9 @@ fn unique(relation: &Relation, index: &UniqueIndex) -> Option<Unique> {
         let place = relation.columns.iter().position(|column| column.name == *name)?;
         places.push((place, relation.columns[place].type_oid));
     }
-    let seed = [1u8, 2].map(|part| {
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u8(part);
-        hasher.write_u8(u8::from(index.is_primary));
-        for name in [relation.schema.as_str(), &relation.name].into_iter().chain(columns.clone()) {
-            hasher.write(name.as_bytes());
-            hasher.write_u8(0);
-        }
-        hasher
-    });
-    Some(Unique { seed, places, nulls_equal: index.nulls_equal })
-}
-
-fn digest(unique: &Unique, tuple: &[Value<'_>]) -> Option<Digest> {
-    let mut hashers = unique.seed.clone();
-    for &(place, type_oid) in &unique.places {
-        let text = match *tuple.get(place)? {
-            Value::Text(text) => Some(canonical(text, type_oid)),
-            Value::Null if unique.nulls_equal => None,
-            Value::Null | Value::Unchanged | Value::Binary(_) => return None,
-        };
-        for hasher in &mut hashers {
-            hasher.write_u64(text.map_or(u64::MAX, |text| text.len() as u64));
-            hasher.write(text.unwrap_or_default());
-        }
-    }
-    let [high, low] = hashers.map(|hasher| u128::from(hasher.finish()));
-    Some(Digest(high << 64 | low))
+    let what = if index.is_primary { "row" } else { "unique value" };
+    let names = [relation.schema.as_str(), &relation.name].into_iter().chain(columns.clone());
+    Some(Named { nulls_equal: index.nulls_equal, ..Named::new(what, names, places) })
 }
 
 /// The one text of all equal values, where a type has several.

@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::api::NotReplicatedBody;
+
 /// What a conflict is counted by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConflictLabels {
@@ -28,6 +30,8 @@ pub(crate) struct Metrics {
     pub(crate) slow_transactions: Counter,
     conflicts: Family<ConflictLabels, Counter>,
     remembered_writes: Gauge,
+    large_objects: Gauge,
+    unlogged_tables: Gauge,
 }
 
 impl Metrics {
@@ -81,11 +85,38 @@ impl Metrics {
             "Commits, deletes and unique claims that not every member is known to have seen",
             metrics.remembered_writes.clone(),
         );
+        for (name, help, gauge) in [
+            (
+                "large_objects",
+                "Large objects on this node, at most 1000 counted",
+                &metrics.large_objects,
+            ),
+            (
+                "unlogged_tables",
+                "Unlogged tables, whose rows are on this node",
+                &metrics.unlogged_tables,
+            ),
+        ] {
+            let help = format!("{help}: they are not replicated");
+            registry.register(format!("synapsedb_replication_{name}"), help, gauge.clone());
+        }
         metrics
     }
 
+    pub(crate) fn not_replicated(&self, found: &NotReplicatedBody) {
+        let value = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.large_objects.set(value(found.large_objects));
+        self.unlogged_tables.set(value(found.unlogged_tables));
+    }
+
     pub(crate) fn conflict(&self, kind: &'static str, table: &str) {
-        self.conflicts.get_or_create(&ConflictLabels { kind, table: table.to_owned() }).inc();
+        self.conflicts(kind, table, 1);
+    }
+
+    pub(crate) fn conflicts(&self, kind: &'static str, table: &str, rows: u64) {
+        self.conflicts
+            .get_or_create(&ConflictLabels { kind, table: table.to_owned() })
+            .inc_by(rows);
     }
 
     pub(crate) fn remembered(&self, entries: usize) {

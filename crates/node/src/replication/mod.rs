@@ -14,6 +14,7 @@ mod crowd;
 pub mod ddl;
 pub mod durability;
 mod fetch;
+mod foreign_keys;
 mod guard;
 mod keys;
 mod lag;
@@ -84,6 +85,9 @@ pub struct Config {
     /// How long a single row may take to be applied (a trigger or function of the user's may never end): then it is
     /// quarantined.
     pub row_timeout_ms: u64,
+    /// Parents of one foreign key that went while children of it were written elsewhere: so many are looked up one by
+    /// one, beyond it the whole table is looked at.
+    pub foreign_key_parents_max: usize,
     /// How long an applier waits for a lock; then it tries the transaction again.
     pub lock_timeout_ms: u64,
     /// Rows of `synapsedb.conflict` that are kept at most.
@@ -117,6 +121,7 @@ impl Default for Config {
             arrivals_max: 200_000,
             decode_wait_max_ms: 5000,
             row_timeout_ms: 30_000,
+            foreign_key_parents_max: 10_000,
             lock_timeout_ms: 10_000,
             conflict_rows_max: 100_000,
             conflict_keep_days: 30,
@@ -148,6 +153,7 @@ pub(crate) struct Shared {
     pub(crate) own_commits: visible::OwnCommits,
     pub(crate) spools: spools::Spools,
     pub(crate) recent: recent::Recent,
+    pub(crate) foreign_keys: foreign_keys::check::Checks,
     /// Grows when a table or a policy may have changed here: what is known of them is asked for anew.
     pub(crate) catalog: AtomicU64,
     pub(crate) status: status::Board,
@@ -165,6 +171,11 @@ impl Shared {
     /// A table or a policy may have changed here.
     pub(crate) fn catalog_changed(&self) {
         self.catalog.fetch_add(1, Ordering::Release);
+    }
+
+    /// Children that may have lost their parents.
+    pub(crate) fn look_for_orphans(&self, orphans: Vec<foreign_keys::Orphans>) {
+        self.foreign_keys.look_for(orphans, self.config.foreign_key_parents_max);
     }
 
     /// What is applied here, on disk, of one life of an origin.
@@ -236,6 +247,7 @@ pub fn new(
         own_commits: visible::OwnCommits::default(),
         spools,
         recent,
+        foreign_keys: foreign_keys::check::Checks::default(),
         catalog: AtomicU64::new(0),
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),

@@ -318,14 +318,18 @@ impl<'a> Publisher<'a> {
     }
 
     fn truncate(&mut self, body: &Bytes) -> Result<()> {
-        let Message::Change(Change::Truncate { relations, .. }) =
+        let Message::Change(change) =
             pgoutput::decode(body).context("decode a truncate of the stream")?
         else {
             bail!("the replication stream holds a message of kind T that is no truncate");
         };
+        let Change::Truncate { relations, .. } = &change else { return Ok(()) };
         let mut any = false;
         for relation in relations {
-            any |= self.tell_relation(relation)? == Kind::Replicated;
+            if self.tell_relation(*relation)? == Kind::Replicated {
+                any = true;
+                self.note_emptied(*relation, &change);
+            }
         }
         if any { self.spool(body) } else { Ok(()) }
     }

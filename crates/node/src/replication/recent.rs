@@ -17,6 +17,7 @@ use synapsedb_pg::client::Client;
 use synapsedb_pg::pgoutput::{self, Message};
 use tokio::sync::watch;
 
+use super::foreign_keys::{self, Concern, ForeignKeys};
 use super::keys::{self, LocalKeys, RowKeys};
 use super::spool::{Frame, Header, Spool};
 use super::{Shared, other_members};
@@ -280,18 +281,27 @@ struct Part {
 /// The unique indexes of the local tables, asked for once each.
 struct Tables {
     client: Client,
-    known: HashMap<(String, String), LocalKeys>,
+    known: HashMap<(String, String), (LocalKeys, Vec<Concern>)>,
+}
+
+/// What is noted of the rows of a relation.
+struct Noted {
+    keys: Option<RowKeys>,
+    foreign: ForeignKeys,
 }
 
 impl Tables {
-    async fn keys(&mut self, raw: &Bytes) -> Result<Option<RowKeys>> {
+    async fn noted(&mut self, raw: &Bytes) -> Result<Option<Noted>> {
         let Message::Relation(relation) = pgoutput::decode(raw)? else { return Ok(None) };
         let name = (relation.schema.clone(), relation.name.clone());
         if !self.known.contains_key(&name) {
             let indexes = keys::load(&self.client, &name.0, &name.1).await?;
-            self.known.insert(name.clone(), indexes);
+            let concerns = foreign_keys::load(&self.client, &name.0, &name.1).await?;
+            self.known.insert(name.clone(), (indexes, concerns));
         }
-        Ok(RowKeys::new(&relation, &self.known[&name]))
+        let (indexes, concerns) = &self.known[&name];
+        let foreign = ForeignKeys::new(&relation, concerns);
+        Ok(Some(Noted { keys: RowKeys::new(&relation, indexes), foreign }))
     }
 }
 
@@ -303,7 +313,7 @@ async fn read_spool(
 ) -> Result<()> {
     let origin = part.origin;
     let mut reader = spool.reader_after(spool.first_available())?;
-    let mut by_raw: HashMap<Bytes, Option<RowKeys>> = HashMap::new();
+    let mut by_raw: HashMap<Bytes, Option<Noted>> = HashMap::new();
     let mut current: HashMap<u32, Bytes> = HashMap::new();
     let mut open: Option<Header> = None;
     while let Some(frame) = reader.try_next()? {
@@ -320,7 +330,7 @@ async fn read_spool(
         for raw in frame.messages().filter(|raw| raw.first() == Some(&b'R')) {
             let copy = Bytes::copy_from_slice(&raw);
             if !by_raw.contains_key(&copy) {
-                by_raw.insert(copy.clone(), tables.keys(&raw).await?);
+                by_raw.insert(copy.clone(), tables.noted(&raw).await?);
             }
             current.insert(relation_id(&raw), copy);
         }
@@ -342,17 +352,26 @@ fn note_frame<'k>(
     frame: &Frame,
     writer: &Writer<'_>,
     side: Side,
-    keys: impl Fn(u32) -> Option<&'k RowKeys>,
+    noted: impl Fn(u32) -> Option<&'k Noted>,
 ) -> Result<()> {
+    let mut orphans = Vec::new();
     let mut history = shared.recent.lock();
     for raw in frame.messages() {
-        let Some(keys) = keys(relation_id(&raw)).filter(|keys| concerns(keys, &raw, side)) else {
+        let Some(Noted { keys, foreign }) = noted(relation_id(&raw)) else { continue };
+        let keys = keys.as_ref().filter(|keys| concerns(keys, &raw, side));
+        if keys.is_none() && foreign.is_empty() {
             continue;
-        };
+        }
         if let Message::Change(change) = pgoutput::decode(&raw)? {
-            note(&mut history, keys, &change, writer, side);
+            if let Some(keys) = keys {
+                note(&mut history, keys, &change, writer, side);
+            }
+            // What was not looked up before this start is; what was is in the log already.
+            foreign.note(&mut history, &change, writer, &mut orphans);
         }
     }
+    drop(history);
+    shared.look_for_orphans(orphans);
     Ok(())
 }
 

@@ -155,16 +155,20 @@ async fn older_goes(
     };
     let inherited = Inherited::new(inherited.iter().map(boundary).collect::<Result<_>>()?);
     let table = quote::qualified(&relation.schema, &relation.name);
-    let sql = include_str!("sql/older_goes.sql")
-        .replace("{table}", &table)
-        .replace("{found}", &found)
-        .replace("{without_origin}", &inherited.node_sql("t", recheck.version.origin))
-        .replace("{lower}", &lower.join(", "))
-        .replace("{time}", &recheck.version.commit_time.unix_us().to_string())
-        .replace("{schema_name}", &quote::literal(&relation.schema))
-        .replace("{table_name}", &quote::literal(&relation.name))
-        .replace("{origin}", &recheck.version.origin.to_string())
-        .replace("{lsn}", &quote::literal(&recheck.version.lsn.to_string()));
+    let version = recheck.version;
+    let parts = [
+        ("table", table.clone()),
+        ("found", found),
+        ("without_origin", inherited.node_sql("t", version.origin)),
+        ("lower", lower.join(", ")),
+        ("time", version.commit_time.unix_us().to_string()),
+        ("schema_name", quote::literal(&relation.schema)),
+        ("table_name", quote::literal(&relation.name)),
+        ("origin", version.origin.to_string()),
+        ("lsn", quote::literal(&version.lsn.to_string())),
+    ];
+    let parts = parts.each_ref().map(|(name, text)| (*name, text.as_str()));
+    let sql = quote::fill(include_str!("sql/older_goes.sql"), &parts);
     let parameters: Vec<&(dyn ToSql + Sync)> =
         values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
     for _ in 0..TRIES_MAX {

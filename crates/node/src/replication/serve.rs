@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter};
 
 use super::Shared;
 use super::durability::{Ack, AckStream};
-use super::spool::{Reader, SpoolError};
+use super::spool::{Reader, Spool, SpoolError};
 use crate::peers::PeerStream;
 
 /// The service under which the streams are opened.
@@ -81,10 +81,11 @@ async fn serve(shared: &Shared, stream: PeerStream) -> Result<()> {
     // Only what this node committed waits for acknowledgements.
     let own = request.origin == shared.identity.node;
     let acknowledged = own.then(|| shared.durability.connect(peer, incarnation));
+    let spool = own.then(|| shared.spools.get(request.origin)).flatten().map(|(_, spool)| spool);
     // Both at once: who stops reading the acknowledgements while it writes may wait for a peer that waits for it.
     tokio::select! {
         ended = send(shared, &mut io, reader, own) => ended,
-        ended = receive_acks(&mut from, acknowledged) => ended,
+        ended = receive_acks(&mut from, acknowledged, spool.as_ref()) => ended,
     }
 }
 
@@ -118,7 +119,11 @@ where
     }
 }
 
-async fn receive_acks<R>(from: &mut R, to: Option<AckStream<'_>>) -> Result<()>
+async fn receive_acks<R>(
+    from: &mut R,
+    to: Option<AckStream<'_>>,
+    spool: Option<&Spool>,
+) -> Result<()>
 where
     R: tokio::io::AsyncRead + Unpin,
 {
@@ -128,6 +133,12 @@ where
             read => Lsn(read.context("read an acknowledgement")?),
         };
         let visible = Lsn(from.read_u64_le().await.context("read an acknowledgement")?);
+        // Commits wait for these: nobody can have more than there is.
+        if let Some(last) = spool.map(|spool| *spool.tail_watch().borrow())
+            && durable.max(visible) > last
+        {
+            bail!("it acknowledges {}, though all ends with {last}", durable.max(visible));
+        }
         if let Some(stream) = &to {
             stream.acknowledged(Ack { durable, visible });
         }

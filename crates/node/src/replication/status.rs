@@ -10,7 +10,7 @@ use synapsedb_core::state::MemberStatus;
 use synapsedb_core::time::Timestamp;
 use tokio::sync::watch;
 
-use super::api::{LaneBody, PublisherBody, StatusBody};
+use super::api::{LaneBody, NotReplicatedBody, PublisherBody, StatusBody};
 use super::{Shared, lag};
 use crate::gossip::MemberState;
 
@@ -55,6 +55,9 @@ struct Inner {
     read: Lsn,
     confirmed: Lsn,
     publish_error: Option<String>,
+    /// The slot or its WAL is gone: what is not spooled will never be.
+    slot_lost: bool,
+    not_replicated: NotReplicatedBody,
     lanes: BTreeMap<NodeId, Lane>,
     probes: BTreeMap<NodeId, (Probe, Instant)>,
 }
@@ -115,6 +118,22 @@ impl Board {
         let mut inner = self.lock();
         (inner.publishing, inner.read, inner.confirmed) = (true, read, confirmed);
         inner.publish_error = None;
+    }
+
+    pub(crate) fn not_replicated(&self) -> NotReplicatedBody {
+        self.lock().not_replicated
+    }
+
+    pub(crate) fn set_not_replicated(&self, found: NotReplicatedBody) {
+        self.lock().not_replicated = found;
+    }
+
+    pub(crate) fn slot_is_lost(&self) {
+        self.lock().slot_lost = true;
+    }
+
+    pub(crate) fn has_lost_slot(&self) -> bool {
+        self.lock().slot_lost
     }
 
     pub(crate) fn is_publishing(&self) -> bool {
@@ -283,6 +302,7 @@ pub(crate) fn collect(shared: &Shared) -> Status {
         },
         lanes: lanes.collect(),
         durability,
+        not_replicated: inner.not_replicated,
         applied: visible.iter().map(|(node, lsn)| (node.to_string(), lsn.to_string())).collect(),
         spool_bytes: spools
             .iter()

@@ -11,12 +11,13 @@ use synapsedb_core::version::VersionVector;
 use synapsedb_pg::client;
 use tokio::task::JoinSet;
 
+use super::api::NotReplicatedBody;
 use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, durability, fetch, guard, lag, other_members, parse_origin_name, part,
-    probe, publish, recent, retry, serve, verify,
+    Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members,
+    parse_origin_name, part, probe, publish, recent, retry, serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -26,6 +27,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long the loops may take to end when the node was removed; then its server is given back all the same.
 const HALT_WITHIN: Duration = Duration::from_secs(3);
+
+/// How often is looked for what is not replicated.
+const LOCAL_LOOKED_AT_EVERY: Duration = Duration::from_secs(2);
+
+/// Large objects that are counted; there may be millions.
+const LARGE_OBJECTS_COUNTED_MAX: u64 = 1000;
 
 /// How often the log of conflicts is cut to its limits.
 const CONFLICTS_TRIMMED_EVERY: Duration = Duration::from_secs(10);
@@ -88,6 +95,7 @@ fn start(shared: &Arc<Shared>, stop: &Shutdown) -> JoinSet<Result<()>> {
     loops.spawn(fetchers(shared.clone(), stop.clone()));
     loops.spawn(generations(shared.clone(), stop.clone()));
     loops.spawn(durability::keeper::run(shared.clone(), stop.clone()));
+    loops.spawn(foreign_keys::check::run(shared.clone(), stop.clone()));
     loops.spawn(repeated(shared.clone(), stop.clone(), Part::Probe));
     loops.spawn(repeated(shared.clone(), stop.clone(), Part::Progress));
     loops
@@ -124,6 +132,9 @@ async fn publisher(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             return Err(error);
         }
         shared.status.publish_failed(&error);
+        if error.is::<bootstrap::SlotLost>() {
+            shared.status.slot_is_lost();
+        }
         if writer.tail().end_lsn > before {
             backoff.succeeded();
         }
@@ -330,8 +341,13 @@ async fn progress(shared: &Shared) -> Result<()> {
     let client = shared.sql("progress").await?;
     let mut due = tokio::time::interval(PROGRESS_INTERVAL);
     let mut trimmed = tokio::time::Instant::now();
+    let mut looked: Option<tokio::time::Instant> = None;
     loop {
         due.tick().await;
+        if looked.is_none_or(|at| at.elapsed() >= LOCAL_LOOKED_AT_EVERY) {
+            looked = Some(tokio::time::Instant::now());
+            look_at_local(shared, &client).await?;
+        }
         if trimmed.elapsed() >= CONFLICTS_TRIMMED_EVERY {
             trimmed = tokio::time::Instant::now();
             let days = i32::try_from(shared.config.conflict_keep_days).unwrap_or(i32::MAX);
@@ -340,7 +356,8 @@ async fn progress(shared: &Shared) -> Result<()> {
         }
         let (_, durable, wal_lsn) = progress_of(shared, &client).await?;
         shared.applied.set_durable(durable.clone());
-        let ready = shared.status.is_prepared();
+        // What is written to a server whose WAL nobody can read any more reaches nobody.
+        let ready = shared.status.is_prepared() && !shared.status.has_lost_slot();
         let received = shared.spools.tails();
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
         let stable = trim(shared)?;

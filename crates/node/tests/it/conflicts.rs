@@ -232,3 +232,154 @@ async fn a_large_value_that_the_winner_left_out_is_what_the_winner_had() {
     let expected = "select id, v, large = repeat(md5('old' || id), 2000) from toasted order by id";
     cluster.all_show(expected, &["1|later|t", "2|later|t", "3|old|t"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_composite_with_a_null_field_passes_the_slow_path() {
+    let (cluster, _turn) = cluster().await;
+    cluster
+        .node(1)
+        .sql(
+            "create type slow_pair as (a int, b text);
+             create table composed (id int primary key, p slow_pair, v text, w text);
+             create table carried (id int primary key, p slow_pair, v text);
+             insert into composed select n, row(n, null)::slow_pair, 'old', 'old' from generate_series(1, 3) n;
+             insert into composed values (4, null, 'old', 'old'), (5, row(null, null), 'old', 'old');
+             insert into carried values (1, row(1, null), 'old'), (2, row(null, null), 'old'), (3, null, 'old');
+             select synapsedb.set_policy('composed', 'merge_columns')",
+        )
+        .await;
+    let policy = "select policy from synapsedb.policies() where relation = to_regclass('composed')";
+    cluster.all_show(policy, &["merge_columns"]).await;
+    cluster.all_show("select count(*) from carried", &["3"]).await;
+    concurrently(
+        &cluster,
+        &[
+            // Columns of two writers make one row; what neither of them changed is kept.
+            (1, "update composed set v = 'one'"),
+            (2, "update composed set w = 'two' where id <> 2"),
+            (2, "update composed set p.b = null, p.a = 20 where id = 2"),
+            // The row that moves is the one that is here.
+            (1, "update carried set id = id + 10"),
+            (3, "update carried set v = 'three' where id = 3"),
+        ],
+    )
+    .await;
+    cluster.assert_equal_rows().await;
+    let rows = "select id, p::text, p is null, num_nulls(p), v, w from composed order by id";
+    let expected = [
+        "1|(1,)|f|0|one|two",
+        "2|(20,)|f|0|one|old",
+        "3|(3,)|f|0|one|two",
+        "4||t|1|one|two",
+        "5|(,)|t|0|one|two",
+    ];
+    cluster.all_show(rows, &expected).await;
+    let rows = "select id, p::text, num_nulls(p) from carried where id in (11, 12) order by id";
+    cluster.all_show(rows, &["11|(1,)|0", "12|(,)|0"]).await;
+}
+
+/// Who had lost a parent by the log of a node: child, parent, their writers, and whether their times are told.
+const BEREAVED: &str =
+    "select table_name, local_row ->> 'id', remote_row ->> 'id', local_node, remote_node,
+        key ->> 'id', local_time is not null, remote_time is not null
+    from synapsedb.conflict where type = 'foreign_key' and resolution = 'keep_child'
+        and table_name like 'bereaved%' order by table_name, (local_row ->> 'id')::int";
+
+async fn all_tell(cluster: &Cluster, expected: &[&str]) {
+    for node in cluster.nodes() {
+        eventually("who lost a parent is told", Duration::from_secs(20), async || {
+            node.shows(BEREAVED, expected).await
+        })
+        .await;
+    }
+    // Nothing more comes later, such as the same again.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for node in cluster.nodes() {
+        node.shows(BEREAVED, expected).await.unwrap();
+    }
+}
+
+/// Parents and children of every kind.
+const FAMILIES: &str = "
+    create table parents_that_go (id int primary key, v text);
+    create table bereaved (id int primary key, parent int references parents_that_go on delete cascade);
+    create table parts_that_go (id int primary key) partition by range (id);
+    create table parts_that_go_1 partition of parts_that_go for values from (0) to (100);
+    create table bereaved_parts (id int, parent int references parts_that_go, primary key (id, parent))
+    partition by list (parent);
+    create table bereaved_parts_1 partition of bereaved_parts for values in (1, 2);
+    create table emptied_parents (id int primary key);
+    create table bereaved_by_truncate (id int primary key, parent int references emptied_parents);
+    create table rivals (id int primary key, name text unique);
+    create table bereaved_by_rivals (id int primary key, parent int references rivals);
+    insert into parents_that_go select n, 'old' from generate_series(1, 6) n;
+    insert into parts_that_go values (1), (2);
+    insert into emptied_parents values (1), (2)";
+
+/// What is written while no node hears of another.
+const APART: &[(u16, &str)] = &[
+    // The delete first, the child first, and a key that changes.
+    (1, "delete from parents_that_go where id = 1"),
+    (2, "insert into bereaved values (11, 1)"),
+    (3, "insert into bereaved values (12, 2)"),
+    (1, "delete from parents_that_go where id = 2"),
+    (2, "update parents_that_go set id = 30 where id = 3"),
+    (3, "insert into bereaved values (13, 3)"),
+    // Nobody's child, and children of parents that stay.
+    (2, "insert into bereaved values (14, null)"),
+    (3, "insert into bereaved values (15, 5)"),
+    (1, "delete from parents_that_go where id = 6"),
+    (1, "insert into parents_that_go values (6, 'again')"),
+    (3, "insert into bereaved values (16, 6)"),
+    // Between partitions, and by a truncate.
+    (1, "delete from parts_that_go where id = 1"),
+    (2, "insert into bereaved_parts values (1, 1), (2, 2)"),
+    (3, "truncate emptied_parents cascade"),
+    (2, "insert into bereaved_by_truncate values (1, 1)"),
+    // By a parent that takes the other's unique value.
+    (1, "insert into rivals values (1, 'same')"),
+    (1, "insert into bereaved_by_rivals values (1, 1)"),
+    (2, "insert into rivals values (2, 'same')"),
+    (2, "insert into bereaved_by_rivals values (2, 2)"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_whose_parent_goes_concurrently_stays_and_every_node_tells() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql(FAMILIES).await;
+    cluster.all_show("select count(*) from emptied_parents", &["2"]).await;
+    concurrently(&cluster, APART).await;
+    let children = "select id, parent from bereaved order by id";
+    cluster.all_show(children, &["11|1", "12|2", "13|3", "14|", "15|5", "16|6"]).await;
+    cluster.assert_equal_rows().await;
+    let expected = [
+        "bereaved|11|1|2|1|11|t|t",
+        "bereaved|12|2|3|1|12|t|t",
+        "bereaved|13|3|3|2|13|t|t",
+        "bereaved_by_rivals|1|1|1|2|1|t|t",
+        "bereaved_by_truncate|1|1|2||1|t|f",
+        "bereaved_parts|1|1|2|1|1|t|t",
+    ];
+    all_tell(&cluster, &expected).await;
+    let counted = cluster
+        .node(3)
+        .metric(
+            "synapsedb_replication_conflicts_total",
+            "kind=\"foreign_key\",table=\"public.bereaved\"",
+        )
+        .await;
+    assert!(counted >= 3.0, "{counted}");
+    let (code, text, error) =
+        crate::repl::run(&cluster, &["conflicts", "ls"], &["--type", "foreign_key", "--node", "2"]);
+    assert!(code == 0 && text.contains("public.bereaved_parts"), "{text}{error}");
+
+    // Who knows of a delete is refused at home, and is no conflict; a restart tells nothing again.
+    let refused = cluster.node(3).server().sqlstate("insert into bereaved values (17, 1)").await;
+    assert_eq!(refused, "23503");
+    cluster.node(2).kill_agent();
+    cluster.node(2).start();
+    cluster.wait_ready().await;
+    cluster.node(2).sql("insert into bereaved values (18, 5)").await;
+    cluster.all_show("select count(*) from bereaved", &["7"]).await;
+    all_tell(&cluster, &expected).await;
+}

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attached;
+mod bad_input;
 mod causality;
 mod chaos;
 mod cli;
@@ -21,6 +22,7 @@ mod http;
 mod incarnation;
 mod join;
 mod large;
+mod not_replicated;
 mod policies;
 mod raft;
 mod repl;

@@ -217,6 +217,24 @@ proptest! {
         let _ = (decode(&message), peek(&message));
         let tagged = [tag.as_bytes(), &message].concat();
         let _ = (decode(&tagged), peek(&tagged));
+        prop_assert_eq!(check(&tagged).is_ok(), decode(&tagged).is_ok());
+    }
+
+    #[test]
+    fn a_check_says_what_decoding_would(
+        columns in prop::collection::vec("[a-z\u{e9}]{0,4}", 0..5), at: prop::sample::Index, byte: u8, cut: bool,
+    ) {
+        let mut message = b"R\x00\x00\x40\x01s\x00t\x00d".to_vec();
+        message.extend(u16::try_from(columns.len()).unwrap().to_be_bytes());
+        for column in &columns {
+            message.push(1);
+            message.extend(column.as_bytes());
+            message.extend([0, 0, 0, 0, 23, 255, 255, 255, 255]);
+        }
+        prop_assert!(check(&message).is_ok());
+        let at = at.index(message.len());
+        if cut { message.truncate(at) } else { message[at] = byte }
+        prop_assert_eq!(check(&message).is_ok(), decode(&message).is_ok());
     }
 
     #[test]

@@ -234,12 +234,16 @@ impl Lane<'_> {
         let version = recent::version(self.source.origin, header);
         let writer = Writer { version, vector: &header.vector };
         let mut history = self.shared.recent.lock();
-        for statement in statements {
-            if let Some(keys) = &self.plans[statement.plan].keys
-                && recent::note(&mut history, keys, &statement.change, &writer, Side::Remote)
+        for Statement { plan, change } in statements {
+            let Plan { keys, foreign, .. } = &self.plans[*plan];
+            if let Some(keys) = keys
+                && recent::note(&mut history, keys, change, &writer, Side::Remote)
             {
                 return None;
             }
+            let mut orphans = Vec::new();
+            foreign.note(&mut history, change, &writer, &mut orphans);
+            self.shared.look_for_orphans(orphans);
         }
         let bound = bound(&history, self.shared.identity.node, self.source.origin, header);
         recent::note_commit(&mut history, self.source.origin, header);
@@ -298,8 +302,7 @@ impl Lane<'_> {
                 told += 1;
                 continue;
             }
-            let decoded = pgoutput::decode(raw).context("decode a spooled message")?;
-            let Message::Change(change) = decoded else { return Ok(None) };
+            let Ok(Message::Change(change)) = pgoutput::decode(raw) else { return Ok(None) };
             let (relation, width) = match &change {
                 Change::Insert { relation, new } | Change::Update { relation, new, .. } => {
                     (*relation, Some(new.len()))

@@ -1,14 +1,15 @@
 //! What the local catalogs must have before rows can be written: plans of tables, and DDL repeated from the stream.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use synapsedb_core::change::Relation;
-use synapsedb_pg::pgoutput::{self, Message};
+use synapsedb_pg::pgoutput::Message;
 
 use super::lane::{Lane, Step};
 use super::plan::{LocalColumn, Plan};
 use super::session::{Parameter, Purpose, text};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
+use crate::replication::foreign_keys::{Concern, ForeignKeys};
 use crate::replication::keys::{LocalKeys, UniqueIndex};
 
 impl Lane<'_> {
@@ -28,15 +29,25 @@ impl Lane<'_> {
     async fn run_ddl(&mut self, ddl: &Ddl, statement: &str, index: usize) -> Step<()> {
         let run =
             [&ddl.role, &ddl.search_path, statement].map(|text| Parameter::Text(text.as_bytes()));
+        // An index or a new column may take hours.
+        self.limit_statements(0)?;
         self.session.execute("ddl", &run, Purpose::Ddl(index))?;
         // Waited for, since what follows may depend on the catalogs as they are now.
         if self.session.lookup("ddl_done", &[]).await?.is_none() {
             return Err(self.failure().await);
         }
+        self.limit_statements(self.shared.config.row_timeout_ms)?;
         self.shared.catalog_changed();
         self.known.clear();
         self.current.values_mut().for_each(|(_, plan)| *plan = None);
         self.shared.metrics.applied_ddl.inc();
+        Ok(())
+    }
+
+    /// How long a statement of the open transaction may take from now on; 0 for as long as it needs.
+    pub(super) fn limit_statements(&mut self, limit_ms: u64) -> Step<()> {
+        let limit = limit_ms.to_string();
+        self.session.execute("limit", &[Parameter::Text(limit.as_bytes())], Purpose::Other)?;
         Ok(())
     }
 
@@ -49,8 +60,7 @@ impl Lane<'_> {
             return Ok(*plan);
         }
         let raw = raw.clone();
-        let Message::Relation(described) = pgoutput::decode(&raw).context("decode a relation")?
-        else {
+        let Message::Relation(described) = self.decode(&raw)? else {
             return Err(self.refuse("a spooled message of kind R is no relation".to_owned()));
         };
         let mut columns = self.local_columns(&described).await?;
@@ -65,8 +75,10 @@ impl Lane<'_> {
         }
         let number = self.plans.len();
         let keys = self.local_keys(&described).await?;
-        let plan = Plan::new(number, &described, &columns, keys, self.check.clone())
+        let concerns = self.foreign_keys(&described).await?;
+        let mut plan = Plan::new(number, &described, &columns, keys, self.check.clone())
             .map_err(|error| self.refuse(error.to_string()))?;
+        plan.foreign = ForeignKeys::new(&described, &concerns);
         self.plans.push(plan);
         // A copy: a slice would keep its whole block of the spool in memory.
         self.known.insert(Bytes::copy_from_slice(&raw), number);
@@ -111,6 +123,19 @@ impl Lane<'_> {
         Ok(LocalKeys::new(indexes, policy))
     }
 
+    async fn foreign_keys(&mut self, relation: &Relation) -> Step<Vec<Concern>> {
+        let parameters = [
+            Parameter::Text(relation.schema.as_bytes()),
+            Parameter::Text(relation.name.as_bytes()),
+        ];
+        let Some(rows) = self.session.lookup("foreign_keys", &parameters).await? else {
+            return Err(self.failure().await);
+        };
+        let concern =
+            |row: &Vec<_>| Concern::new(text(row, 0)?, text(row, 1)? == "t", text(row, 2)? == "t");
+        Ok(rows.iter().map(concern).collect::<Result<_>>()?)
+    }
+
     /// `CREATE TABLE AS`: its rows come before the message that creates the table. The transaction is whole in the
     /// spool, so the message is found ahead.
     async fn create_ahead(&mut self, relation: &Relation) -> Step<bool> {
@@ -119,11 +144,11 @@ impl Lane<'_> {
         while let Some(frame) = ahead.try_next()? {
             for message in frame.messages().filter(|message| message.first() == Some(&b'M')) {
                 let Message::LogicalMessage { prefix: DDL_PREFIX, content, .. } =
-                    pgoutput::decode(&message).context("decode a spooled message")?
+                    self.decode(&message)?
                 else {
                     continue;
                 };
-                let ddl = Ddl::parse(content)?;
+                let ddl = Ddl::parse(content).map_err(|error| self.unreadable(&error))?;
                 if ddl.creates.as_ref() == Some(&wanted) {
                     self.run_ddl(&ddl, &ddl.query, 0).await?;
                     self.created_ahead.push(wanted);

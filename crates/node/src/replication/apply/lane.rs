@@ -10,6 +10,7 @@ use bytes::Bytes;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::client::Client;
 use synapsedb_pg::conn::Connection;
+use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 use synapsedb_pg::wire::backend::ServerError;
 
@@ -37,12 +38,14 @@ const FAILED_RUNS_MAX: u32 = 10;
 const UNMET: &str = "SY001";
 
 /// The statements that every lane needs.
-const STATEMENTS: [(&str, &str); 5] = [
+const STATEMENTS: [(&str, &str); 7] = [
     ("begin", include_str!("../sql/begin_apply.sql")),
     ("table", include_str!("../sql/replica_table.sql")),
     ("keys", include_str!("../sql/table_keys.sql")),
+    ("foreign_keys", include_str!("../sql/table_foreign_keys.sql")),
     ("ddl", include_str!("../sql/call_run_ddl.sql")),
     ("ddl_done", include_str!("../sql/ddl_done.sql")),
+    ("limit", include_str!("../sql/limit_statements.sql")),
 ];
 
 /// Why a lane stopped: the transaction that could not be applied. Nothing of it, and nothing after it, was.
@@ -57,6 +60,8 @@ pub(crate) struct Failure {
     pub(crate) ddl: Option<(String, usize)>,
     /// It was one of a run: which one, the next lane finds out by applying them one by one.
     pub(crate) run: bool,
+    /// What it holds is not understood, so that nothing may be done without it.
+    pub(crate) unreadable: bool,
 }
 
 impl Failure {
@@ -150,7 +155,8 @@ impl<'a> Lane<'a> {
         let config = shared.postgres.local().named(format!("synapsedb apply {}", source.origin));
         let mut session = Session::new(Connection::connect(&config, false).await?);
         let setup = include_str!("../sql/apply_session.sql")
-            .replace("$lock_timeout", &shared.config.lock_timeout_ms.to_string());
+            .replace("$lock_timeout", &shared.config.lock_timeout_ms.to_string())
+            .replace("$row_timeout", &shared.config.row_timeout_ms.to_string());
         session.query(&setup).await.context("set up the apply session")?;
         take_origin(&mut session, &name).await?;
         let progress = session.query(include_str!("../sql/session_progress.sql")).await?;
@@ -247,7 +253,7 @@ impl<'a> Lane<'a> {
     /// After a failure: the transaction that failed is applied row by row. One of a run failed somewhere in it, the
     /// first that was not applied is the one.
     async fn look_closely(&mut self, failure: Failure) -> Step<()> {
-        if failure.is_passing() {
+        if failure.is_passing() || failure.unreadable {
             return Err(Stop::Failed(Box::new(failure)));
         }
         let expected = failure
@@ -388,12 +394,35 @@ impl<'a> Lane<'a> {
             reason: String::new(),
             ddl,
             run,
+            unreadable: false,
         }))
     }
 
     pub(super) fn refuse(&self, reason: String) -> Stop {
+        Stop::Failed(Box::new(self.refused(reason)))
+    }
+
+    fn refused(&self, reason: String) -> Failure {
         let commit_lsn = self.open.unwrap_or(self.sent);
-        Stop::Failed(Box::new(Failure { commit_lsn, error: None, reason, ddl: None, run: false }))
+        Failure { commit_lsn, error: None, reason, ddl: None, run: false, unreadable: false }
+    }
+
+    /// A message that no version of the stream known here has. The lane stands still before its transaction: what
+    /// it means is not known, so nothing can be done without it.
+    pub(super) fn unreadable(&self, error: &anyhow::Error) -> Stop {
+        let spool = self.shared.spools.path(self.source.origin, self.source.incarnation);
+        let reason = format!(
+            "it holds a message that cannot be read here: {error:#}. Nothing of it and of what follows is applied. \
+             Update this agent if it is the older one; else stop it, move {} away and start it again: what is there is \
+             fetched anew",
+            spool.display()
+        );
+        Stop::Failed(Box::new(Failure { unreadable: true, ..self.refused(reason) }))
+    }
+
+    /// Decodes a message of the spool.
+    pub(super) fn decode<'m>(&self, raw: &'m [u8]) -> Step<Message<'m>> {
+        pgoutput::decode(raw).map_err(|error| self.unreadable(&error.into()))
     }
 
     /// Which transaction failed: the first whose outcome says so, else the open one.

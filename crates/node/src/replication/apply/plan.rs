@@ -11,6 +11,7 @@ use super::array::Array;
 use super::check::VersionCheck;
 use super::element::Element;
 use super::session::Parameter;
+use crate::replication::foreign_keys::ForeignKeys;
 use crate::replication::keys::{LocalKeys, RowKeys, UniqueIndex};
 
 /// A column of the local table.
@@ -116,6 +117,8 @@ pub(crate) struct Plan {
     pub(super) keys: Option<RowKeys>,
     /// The unique indexes of the local table.
     pub(super) indexes: Vec<UniqueIndex>,
+    /// The foreign keys of the local table and to it.
+    pub(super) foreign: ForeignKeys,
 }
 
 impl Plan {
@@ -168,6 +171,7 @@ impl Plan {
             name: relation.name.clone(),
             keys: RowKeys::new(relation, &local_keys),
             indexes: local_keys.indexes,
+            foreign: ForeignKeys::default(),
             table: quote::qualified(&relation.schema, &relation.name),
             columns,
             primary_key,

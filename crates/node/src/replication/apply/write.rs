@@ -1,13 +1,13 @@
 //! From the messages of a transaction to the statements that repeat them.
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Tuple};
 use synapsedb_core::history::Writer;
-use synapsedb_pg::pgoutput::{self, Message};
+use synapsedb_pg::pgoutput::Message;
 
 use super::lane::{Lane, Step};
-use super::plan::Shape;
+use super::plan::{Plan, Shape};
 use super::session::{Parameter, Purpose};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::recent::{self, Side, relation_id};
@@ -56,7 +56,7 @@ impl Lane<'_> {
     }
 
     async fn other_message(&mut self, raw: &Bytes) -> Step<()> {
-        match pgoutput::decode(raw).context("decode a spooled message")? {
+        match self.decode(raw)? {
             Message::Change(Change::Update { relation, old, new }) => {
                 let plan = self.plan(relation).await?;
                 self.fits(plan, &new)?;
@@ -85,7 +85,7 @@ impl Lane<'_> {
                 Err(self.refuse("a truncate must look at the rows of the table".to_owned()))
             }
             Message::LogicalMessage { prefix, content, .. } if prefix == DDL_PREFIX => {
-                let ddl = Ddl::parse(content)?;
+                let ddl = Ddl::parse(content).map_err(|error| self.unreadable(&error))?;
                 self.ddl(&ddl).await
             }
             // Inserts are batched; the rest is no part of a spooled transaction.
@@ -101,17 +101,25 @@ impl Lane<'_> {
 
     /// Notes what changes delete and claim. A transaction that must be looked at closely ends here.
     fn note(&mut self, plan: usize, changes: &[Change<'_>]) -> Step<()> {
-        let Some(keys) = &self.plans[plan].keys else { return Ok(()) };
-        let Some(header) = &self.header else { return Ok(()) };
+        let Plan { keys, foreign, .. } = &self.plans[plan];
+        let Some(header) = self.header.as_ref().filter(|_| keys.is_some() || !foreign.is_empty())
+        else {
+            return Ok(());
+        };
         let version = recent::version(self.source.origin, header);
         let writer = Writer { version, vector: &header.vector };
         let mut history = self.shared.recent.lock();
         let mut closely = false;
+        let mut orphans = Vec::new();
         for change in changes {
             // Every change is noted, also after one that decides.
-            closely |= recent::note(&mut history, keys, change, &writer, Side::Remote);
+            closely |= keys.as_ref().is_some_and(|keys| {
+                recent::note(&mut history, keys, change, &writer, Side::Remote)
+            });
+            foreign.note(&mut history, change, &writer, &mut orphans);
         }
         drop(history);
+        self.shared.look_for_orphans(orphans);
         if closely {
             Err(self.refuse("it meets a write that it had not seen".to_owned()))
         } else {
@@ -141,9 +149,7 @@ impl Lane<'_> {
         let batch = std::mem::take(&mut self.batch);
         let mut rows = Vec::with_capacity(batch.rows.len());
         for raw in &batch.rows {
-            let Message::Change(change @ Change::Insert { .. }) =
-                pgoutput::decode(raw).context("decode a spooled row")?
-            else {
+            let Message::Change(change @ Change::Insert { .. }) = self.decode(raw)? else {
                 return Err(anyhow!("a spooled message of kind I is no insert").into());
             };
             rows.push(change);

@@ -4,10 +4,12 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
+use synapsedb_core::change::Change;
 use synapsedb_core::history::Writer as RowWriter;
 use synapsedb_pg::pgoutput::{self, Message};
 
 use super::{Open, Publisher};
+use crate::replication::foreign_keys::{self, ForeignKeys};
 use crate::replication::keys::{self, LocalKeys, RowKeys};
 use crate::replication::recent::{self, Side};
 use crate::replication::recheck::Recheck;
@@ -32,6 +34,10 @@ pub(super) struct Relation {
     pub(super) told_in: u64,
     /// Where its keys stand, if it has a primary key here.
     pub(super) keys: Option<RowKeys>,
+    /// Its foreign keys and those to it.
+    pub(super) foreign: ForeignKeys,
+    /// The number of the transaction that last began to write children here, and whether each must be noted.
+    pub(super) begun_in: (u64, bool),
 }
 
 impl Publisher<'_> {
@@ -46,6 +52,8 @@ impl Publisher<'_> {
             let Message::Relation(described) = pgoutput::decode(&relation.raw)? else { continue };
             let local = keys::load(&client, &described.schema, &described.name).await?;
             relation.keys = RowKeys::new(&described, &local);
+            let concerns = foreign_keys::load(&client, &described.schema, &described.name).await?;
+            relation.foreign = ForeignKeys::new(&described, &concerns);
         }
         Ok(())
     }
@@ -62,17 +70,21 @@ impl Publisher<'_> {
             ("synapsedb", _) => Kind::Internal,
             _ => Kind::Replicated,
         };
-        let local = match kind {
+        let (schema, name) = (&relation.schema, &relation.name);
+        let (local, concerns) = match kind {
             Kind::Replicated => {
                 let client = self.shared.sql("publisher").await?;
-                keys::load(&client, &relation.schema, &relation.name).await?
+                let local = keys::load(&client, schema, name).await?;
+                (local, foreign_keys::load(&client, schema, name).await?)
             }
-            Kind::Internal | Kind::Ddl => LocalKeys::default(),
+            Kind::Internal | Kind::Ddl => (LocalKeys::default(), Vec::new()),
         };
         let keys = RowKeys::new(&relation, &local);
+        let foreign = ForeignKeys::new(&relation, &concerns);
         let is_policy =
             (relation.schema.as_str(), relation.name.as_str()) == ("synapsedb", "policy");
-        let known = Relation { raw: body.clone(), kind, is_policy, told_in: 0, keys };
+        let (raw, begun_in) = (body.clone(), (0, false));
+        let known = Relation { raw, kind, is_policy, told_in: 0, keys, foreign, begun_in };
         self.relations.insert(relation.id, known);
         Ok(())
     }
@@ -95,20 +107,46 @@ impl Publisher<'_> {
     /// Notes what a local row deletes and claims, for the transactions of other nodes that had not seen it.
     fn note(&mut self, id: u32, body: &Bytes) -> Result<()> {
         let Open::Local { header, .. } = &self.open else { return Ok(()) };
-        let Some(relation) = self.relations.get(&id) else { return Ok(()) };
+        let Some(relation) = self.relations.get_mut(&id) else { return Ok(()) };
+        let version = recent::version(self.shared.identity.node, header);
+        let writer = RowWriter { version, vector: &header.vector };
+        if relation.foreign.has_parents() && relation.begun_in.0 != self.transactions {
+            let mut history = self.shared.recent.lock();
+            relation.begun_in = (self.transactions, relation.foreign.begin(&mut history, &writer));
+        }
         let keys = relation.keys.as_ref().filter(|keys| recent::concerns(keys, body, Side::Local));
-        let Some(keys) = keys else { return Ok(()) };
+        let foreign =
+            relation.begun_in == (self.transactions, true) || relation.foreign.may_leave(body);
+        if keys.is_none() && !foreign {
+            return Ok(());
+        }
         let Message::Change(change) = pgoutput::decode(body).context("decode a local row")? else {
             return Ok(());
         };
-        let version = recent::version(self.shared.identity.node, header);
-        let writer = RowWriter { version, vector: &header.vector };
         let mut history = self.shared.recent.lock();
-        if recent::note(&mut history, keys, &change, &writer, Side::Local) {
+        if keys.is_some_and(|keys| recent::note(&mut history, keys, &change, &writer, Side::Local))
+        {
             let relation = relation.raw.clone();
             self.rechecks.push(Recheck { relation, change: body.clone(), version });
         }
+        if foreign {
+            let mut orphans = Vec::new();
+            relation.foreign.note(&mut history, &change, &writer, &mut orphans);
+            drop(history);
+            self.shared.look_for_orphans(orphans);
+        }
         Ok(())
+    }
+
+    /// Notes that a local truncate took all rows of a relation.
+    pub(super) fn note_emptied(&self, id: u32, change: &Change<'_>) {
+        let Open::Local { header, .. } = &self.open else { return };
+        let Some(relation) = self.relations.get(&id) else { return };
+        let version = recent::version(self.shared.identity.node, header);
+        let writer = RowWriter { version, vector: &header.vector };
+        let mut orphans = Vec::new();
+        relation.foreign.note(&mut self.shared.recent.lock(), change, &writer, &mut orphans);
+        self.shared.look_for_orphans(orphans);
     }
 
     /// Repeats a replicated relation in the transaction that uses it first; answers what its rows are.

@@ -233,10 +233,15 @@ impl Writer {
     ///
     /// # Errors
     /// [`SpoolError::FrameRefused`] unless it is a whole frame with the right checksum that continues the open
-    /// transaction or begins one, and no checkpoint; [`SpoolError::OutOfOrder`]; [`SpoolError::Misuse`] within a
-    /// transaction that was begun by [`Writer::begin`]. These change nothing. [`SpoolError::DiskFull`] and
-    /// [`SpoolError::Io`] undo the transaction: its first frame must come again. [`SpoolError::Failed`].
-    pub fn append_frame(&mut self, raw: &Bytes) -> Result<Option<Lsn>, SpoolError> {
+    /// transaction or begins one, and no checkpoint; what `check` says of it; [`SpoolError::OutOfOrder`];
+    /// [`SpoolError::Misuse`] within a transaction that was begun by [`Writer::begin`]. These change nothing.
+    /// [`SpoolError::DiskFull`] and [`SpoolError::Io`] undo the transaction: its first frame must come again.
+    /// [`SpoolError::Failed`].
+    pub fn append_frame(
+        &mut self,
+        raw: &Bytes,
+        check: impl FnOnce(&Frame) -> Result<(), SpoolError>,
+    ) -> Result<Option<Lsn>, SpoolError> {
         self.durable.usable()?;
         if raw.len() as u64 > self.frame_bytes_max() {
             let what = format!("it has {} bytes, which exceeds frame_bytes_max", raw.len());
@@ -244,6 +249,7 @@ impl Writer {
         }
         let frame = Frame::parse(raw.clone())
             .map_err(|error| SpoolError::FrameRefused(error.to_string()))?;
+        check(&frame)?;
         let refuse = |what: &str| Err(SpoolError::FrameRefused(what.to_owned()));
         if frame.checkpoint().is_some() {
             return refuse("it is a checkpoint, which no peer sends");

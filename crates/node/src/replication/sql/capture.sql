@@ -21,6 +21,7 @@ declare
     ordinal integer := 1;
     command record;
     local_only boolean := true;
+    large_objects boolean := true;
     commands integer := 0;
 begin
     get diagnostics stack = pg_context;
@@ -44,6 +45,7 @@ begin
 
     for command in select * from pg_catalog.pg_event_trigger_ddl_commands() loop
         commands := commands + 1;
+        large_objects := large_objects and pg_catalog.lower(command.object_type) = 'large object';
         local_only := local_only
             and coalesce(command.schema_name in ('pg_temp', 'synapsedb') or command.in_extension, false);
         if tg_tag in ('CREATE TABLE AS', 'SELECT INTO') and not local_only then
@@ -65,6 +67,15 @@ begin
     if commands > 0 and local_only then
         return;
     end if;
+    if commands > 0 and large_objects then
+        raise notice 'large objects are not replicated: % took effect on this node only', tg_tag
+            using hint = 'Keep large values in a column of type bytea.';
+        return;
+    end if;
+    if tg_tag = 'REINDEX' then
+        raise notice 'REINDEX is not replicated: it took effect on this node only';
+        return;
+    end if;
     if tg_tag like 'DROP %' and pg_catalog.current_setting('synapsedb.dropped_local', true)
         = pg_catalog.statement_timestamp()::text || tg_tag then
         return;
@@ -79,6 +90,10 @@ begin
             using detail = 'It ran inside a function whose statements PostgreSQL does not show to event triggers.',
             hint = 'Run it on the other nodes too, or put it into a PL/pgSQL function or outside of functions.';
         return;
+    end if;
+    if tg_tag in ('CREATE INDEX', 'DROP INDEX', 'REFRESH MATERIALIZED VIEW', 'ALTER TABLE')
+        and coalesce(statement, sent) ~* '\mconcurrently\M' then
+        raise notice 'the other nodes repeat % without CONCURRENTLY: there, it holds its locks for as long as it takes', tg_tag;
     end if;
     -- An assignment and not PERFORM: then the caller's name stands alone in the second line of the callee's context.
     recorded := synapsedb.record_ddl(pg_catalog.json_build_object(

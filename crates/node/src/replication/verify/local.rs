@@ -208,6 +208,10 @@ async fn position(shared: &Shared, client: &Client) -> Result<Position> {
     let (_, spool) =
         shared.spools.get(shared.identity.node).context("the own spool is not open")?;
     let mut tail = spool.tail_watch();
+    if shared.status.has_lost_slot() {
+        // What is not in the spool will be nowhere else, unless it is repaired from here.
+        return Ok(Position { published: *tail.borrow(), visible: shared.applied.visible() });
+    }
     let limit = Duration::from_millis(shared.config.verify.barrier_timeout_ms);
     let published = match timeout(limit, tail.wait_for(|tail| *tail >= before)).await {
         Ok(tail) => *tail.context("the own spool was closed")?,

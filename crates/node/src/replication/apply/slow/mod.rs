@@ -14,16 +14,19 @@ mod statement;
 mod truncate;
 mod unique;
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use synapsedb_core::change::Change;
 use synapsedb_core::history::Writer;
 use synapsedb_core::lsn::Lsn;
-use synapsedb_pg::pgoutput::{self, Message};
+use synapsedb_pg::pgoutput::Message;
 use synapsedb_pg::wire::backend::ServerError;
 
 use super::gate::sql_time;
 use super::lane::{Failure, Lane, Step, Stop, is_passing};
+use super::plan::Plan;
 use super::session::{Answer, Parameter};
 use crate::replication::ddl::{self, Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::recent::{self, Side, relation_id};
@@ -51,7 +54,7 @@ impl Trouble {
 impl From<Stop> for Trouble {
     fn from(stop: Stop) -> Self {
         match stop {
-            Stop::Failed(failure) if !failure.is_passing() => Self::Row {
+            Stop::Failed(failure) if !failure.is_passing() && !failure.unreadable => Self::Row {
                 reason: failure.text(),
                 sqlstate: failure.error.map(|error| error.sqlstate),
             },
@@ -65,6 +68,9 @@ impl From<anyhow::Error> for Trouble {
         Self::Stop(Stop::Broken(error))
     }
 }
+
+/// The code of a statement that took too long, or that somebody has canceled.
+const CANCELED: &str = "57014";
 
 pub(super) type Settled<T> = Result<T, Trouble>;
 
@@ -151,8 +157,7 @@ impl Lane<'_> {
         self.ddl_tags.clear();
         self.created_ahead.clear();
         self.current.clear();
-        let limit = format!("set local statement_timeout = {}", self.shared.config.row_timeout_ms);
-        for sql in ["begin", timing, &limit] {
+        for sql in ["begin", timing] {
             self.must(sql, &[]).await?;
         }
         let (previous, lsn) = (self.sent.to_string(), position.to_string());
@@ -176,13 +181,20 @@ impl Lane<'_> {
             reason: String::new(),
             ddl: None,
             run: false,
+            unreadable: false,
         }
     }
 
     /// A statement of a change.
     pub(super) async fn ask(&mut self, sql: &str, parameters: &[Parameter<'_>]) -> Settled<Answer> {
+        let begun = Instant::now();
+        let limit = Duration::from_millis(self.shared.config.row_timeout_ms);
         match self.session.run(sql, parameters).await? {
             Ok(answer) => Ok(answer),
+            // Somebody else than its limit has canceled it: that says nothing about the row.
+            Err(error) if error.sqlstate == CANCELED && begun.elapsed() < limit => {
+                Err(Trouble::Stop(Stop::Failed(Box::new(self.failure_of(error)))))
+            }
             Err(error) if is_passing(&error.sqlstate) || error.is_fatal() => {
                 Err(Trouble::Stop(Stop::Failed(Box::new(self.failure_of(error)))))
             }
@@ -214,7 +226,7 @@ impl Lane<'_> {
     }
 
     async fn change(&mut self, raw: &Bytes) -> Settled<()> {
-        let message = pgoutput::decode(raw).context("decode a spooled message")?;
+        let message = self.decode(raw)?;
         match message {
             Message::Change(Change::Truncate { relations, restart_identity, .. }) => {
                 self.slow_truncate(&relations, restart_identity).await
@@ -225,7 +237,7 @@ impl Lane<'_> {
                 self.slow_row(plan, &change).await
             }
             Message::LogicalMessage { prefix: DDL_PREFIX, content, .. } => {
-                let ddl = Ddl::parse(content)?;
+                let ddl = Ddl::parse(content).map_err(|error| self.unreadable(&error))?;
                 self.slow_ddl(&ddl).await
             }
             Message::LogicalMessage { .. }
@@ -238,16 +250,23 @@ impl Lane<'_> {
     }
 
     fn note_slowly(&self, plan: usize, change: &Change<'_>) {
-        let (Some(keys), Some(header)) = (&self.plans[plan].keys, &self.header) else { return };
+        let Plan { keys, foreign, .. } = &self.plans[plan];
+        let Some(header) = &self.header else { return };
         let version = recent::version(self.source.origin, header);
         let writer = Writer { version, vector: &header.vector };
-        recent::note(&mut self.shared.recent.lock(), keys, change, &writer, Side::Remote);
+        let mut history = self.shared.recent.lock();
+        if let Some(keys) = keys {
+            recent::note(&mut history, keys, change, &writer, Side::Remote);
+        }
+        let mut orphans = Vec::new();
+        foreign.note(&mut history, change, &writer, &mut orphans);
+        drop(history);
+        self.shared.look_for_orphans(orphans);
     }
 
     /// A statement whose effect is already here was run on two nodes by hand, and is done.
     async fn slow_ddl(&mut self, ddl: &Ddl) -> Settled<()> {
-        self.ask("set local statement_timeout = 0", &[]).await?;
-        let done = match self.ddl(ddl).await {
+        match self.ddl(ddl).await {
             Err(Stop::Failed(failure)) if !failure.is_passing() => {
                 let there = failure.error.as_ref().is_some_and(|error| {
                     failure.ddl.is_some() && ddl::already_there(&ddl.tag, &error.sqlstate)
@@ -262,10 +281,7 @@ impl Lane<'_> {
                 Ok(())
             }
             other => other.map_err(Trouble::from),
-        };
-        let limit = format!("set local statement_timeout = {}", self.shared.config.row_timeout_ms);
-        self.ask(&limit, &[]).await?;
-        done
+        }
     }
 }
 

@@ -335,6 +335,9 @@ impl Lane<'_> {
             self.delete_here(plan, new).await?;
         }
         self.shared.recent.lock().deleted(row, incoming);
+        if let Some(winner) = taken {
+            self.bereave(plan, new, winner);
+        }
         let conflict = Conflict::new("unique", "keep_local").remote(new).deleted(taken);
         self.log(plan, conflict.detail("another row took a unique value later")).await
     }

@@ -1,6 +1,6 @@
 //! A truncate removes what its writer had seen; rows that others wrote concurrently stay.
 
-use synapsedb_core::change::Value;
+use synapsedb_core::change::{Change, Value};
 
 use super::super::gate::{bound, sql_bound};
 use super::super::lane::Lane;
@@ -24,6 +24,13 @@ impl Lane<'_> {
         }
         let Some(only) = self.tables(&plans) else { return Ok(()) };
         self.ask(&format!("lock table only {only} in access exclusive mode"), &[]).await?;
+        // Many rows may be looked at.
+        self.limit_statements(0)?;
+        for plan in &plans {
+            let relations = relations.to_vec();
+            let all = Change::Truncate { relations, cascade: false, restart_identity };
+            self.note_slowly(*plan, &all);
+        }
         self.await_decoded().await?;
         let header = self.header.clone().ok_or_else(|| Trouble::row("no transaction is open"))?;
         let writer = synapsedb_core::history::Writer {
@@ -33,7 +40,7 @@ impl Lane<'_> {
         if self.shared.recent.lock().has_seen_all(&writer) {
             let restart = if restart_identity { " restart identity" } else { "" };
             self.ask(&format!("truncate only {only}{restart}"), &[]).await?;
-            return Ok(());
+            return Ok(self.limit_statements(self.shared.config.row_timeout_ms)?);
         }
         let bound = {
             let history = self.shared.recent.lock();
@@ -42,7 +49,7 @@ impl Lane<'_> {
         for plan in plans {
             self.empty(plan, &sql_bound(bound)).await?;
         }
-        Ok(())
+        Ok(self.limit_statements(self.shared.config.row_timeout_ms)?)
     }
 
     fn tables(&self, plans: &[usize]) -> Option<String> {

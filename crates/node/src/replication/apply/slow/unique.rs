@@ -1,7 +1,8 @@
 //! A clash on a secondary unique key: the later writer keeps the value, the row of the other one goes to the log.
 
 use synapsedb_core::change::Value;
-use synapsedb_core::version::RowVersion;
+use synapsedb_core::history::Writer;
+use synapsedb_core::version::{RowVersion, VersionVector};
 
 use super::super::lane::Lane;
 use super::super::plan::parameter;
@@ -33,6 +34,7 @@ impl Lane<'_> {
             }
             self.delete_here(plan, &holder.tuple()).await?;
             self.bury(plan, &holder.tuple(), version);
+            self.bereave(plan, &holder.tuple(), incoming);
             let conflict = Conflict::new("unique", "apply_remote").remote(new).local(Some(&holder));
             self.log(plan, conflict).await?;
         }
@@ -67,6 +69,21 @@ impl Lane<'_> {
         self.delete_here(plan, &holder.tuple()).await?;
         let conflict = Conflict::new("unique", "apply_remote").remote(new).local(Some(&holder));
         self.log(plan, conflict.detail("the writer had seen the other row let the value go")).await
+    }
+
+    /// A row loses its place to the write of this version, unseen: its children are orphans, also those that come
+    /// later.
+    pub(super) fn bereave(&self, plan: usize, row: &[Value<'_>], winner: RowVersion) {
+        let foreign = &self.plans[plan].foreign;
+        if foreign.is_empty() {
+            return;
+        }
+        // What the winner had seen is not known here, and only saves a look.
+        let nothing = VersionVector::new();
+        let writer = Writer { version: winner, vector: &nothing };
+        let mut orphans = Vec::new();
+        foreign.lost(&mut self.shared.recent.lock(), row, &writer, &mut orphans);
+        self.shared.look_for_orphans(orphans);
     }
 
     fn bury(&self, plan: usize, row: &[Value<'_>], version: RowVersion) {

@@ -207,7 +207,7 @@ fn the_writer_refuses_what_does_not_fit_and_changes_nothing() {
         writer.checkpoint(Lsn(30), &VersionVector::new()),
         Err(SpoolError::Misuse(_))
     ));
-    let refused = writer.append_frame(&Bytes::from_static(b"x"));
+    let refused = writer.append_frame(&Bytes::from_static(b"x"), |_| Ok(()));
     assert!(matches!(refused, Err(SpoolError::FrameRefused(_))));
     writer.commit(Lsn(28)).unwrap();
     writer.show().unwrap();
@@ -300,7 +300,7 @@ fn a_peer_appends_frames_as_they_are_and_nothing_else() {
     let (mut peer, received) = open(peer_dir.path(), id(), small()).unwrap();
     let refused = |peer: &mut Writer, raw: &[u8]| {
         let before = (peer.tail(), received.bytes());
-        let error = peer.append_frame(&Bytes::copy_from_slice(raw)).unwrap_err();
+        let error = peer.append_frame(&Bytes::copy_from_slice(raw), |_| Ok(())).unwrap_err();
         assert_eq!((peer.tail(), received.bytes()), before);
         matches!(error, SpoolError::FrameRefused(_) | SpoolError::OutOfOrder { .. })
     };
@@ -310,7 +310,7 @@ fn a_peer_appends_frames_as_they_are_and_nothing_else() {
         *flipped.last_mut().unwrap() ^= 1;
         assert!(refused(&mut peer, &flipped) && refused(&mut peer, &frame.raw[1..]));
         assert!(refused(&mut peer, &[&frame.raw[..], b"x"].concat()));
-        let completed = peer.append_frame(&frame.raw).unwrap();
+        let completed = peer.append_frame(&frame.raw, |_| Ok(())).unwrap();
         peer.show().unwrap();
         assert_eq!(completed.is_some(), frame.is_last());
         assert!(refused(&mut peer, &frames[0].raw), "a first frame again");
@@ -324,7 +324,7 @@ fn a_peer_appends_frames_as_they_are_and_nothing_else() {
     append(&mut origin, 40, 12).unwrap();
     let mut reader = spool.reader_after(Lsn(30)).unwrap();
     let first = reader.try_next().unwrap().unwrap();
-    peer.append_frame(&first.raw).unwrap();
+    peer.append_frame(&first.raw, |_| Ok(())).unwrap();
     assert!(matches!(peer.message(b"I"), Err(SpoolError::Misuse(_))));
     peer.abort();
     append(&mut peer, 50, 1).unwrap();
