@@ -105,8 +105,8 @@ pub(super) fn tables(log: &[Logged]) -> Tables {
     tables
 }
 
-/// The tables whose rows are only updated: each update of a balance counts, each column of a merged row is as its latest
-/// write left it, and a row with a large value is as a whole as its latest write left it.
+/// The tables whose rows are only updated: each update of a balance counts, each column of a merged row is as its
+/// latest write left it, and a row with a large value is as a whole as its latest write left it.
 fn with_policies(log: &[Logged]) -> Tables {
     let mut balances: BTreeMap<i32, i64> = BTreeMap::new();
     let mut latest: BTreeMap<(&str, i32), &Logged> = BTreeMap::new();

@@ -530,8 +530,8 @@ async fn a_clock_beyond_the_guard_holds_its_node_back(cluster: &Cluster) {
     cluster.all_show(later, &["later"]).await;
 }
 
-/// D15: a row that cannot be applied is kept and told, nothing else is skipped with it, what comes later is applied, and
-/// giving it up is a difference that a comparison finds.
+/// D15: a row that cannot be applied is kept and told, nothing else is skipped with it, what comes later is applied,
+/// and giving it up is a difference that a comparison finds.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_skipped_unseen() {
     let cluster = cluster(3).await;
