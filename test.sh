@@ -72,10 +72,11 @@ prepare_drivers() {
     done
 }
 
-# A cut between nodes is made with nftables, by root only.
+# A cut between nodes is made with nftables, clocks that differ with libfaketime: installed where that may be done.
 extra=()
-if [ "$(id -u)" -eq 0 ] && ! command -v nft >/dev/null && [ -n "$(packaged_major)" ]; then
-    extra+=(nftables)
+if [ "$(id -u)" -eq 0 ] && [ -n "$(packaged_major)" ]; then
+    command -v nft >/dev/null || extra+=(nftables)
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || extra+=(libfaketime)
 fi
 prepare_postgres "${extra[@]}"
 prepare_build

@@ -264,6 +264,11 @@ impl History {
         order.push_back((version.lsn, row));
     }
 
+    /// Whether a remote transaction may have inserted the row here since what has been decoded of the own WAL.
+    pub fn may_have_arrived(&self, row: Digest) -> bool {
+        self.arrivals.contains_key(&row) || !self.unknown_arrivals.is_empty()
+    }
+
     /// The own WAL has been decoded up to where the transaction `through` of `origin` was applied.
     pub fn decoded(&mut self, origin: NodeId, through: Lsn) {
         let order = self.arrival_order.entry(origin).or_default();

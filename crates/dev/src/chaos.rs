@@ -1,14 +1,19 @@
 //! Writes on all nodes while agents and servers are killed and started again; then every node must hold the same
 //! rows and every acknowledged one exactly once.
+//!
+//! A seed decides which fault lasts how long, not when the processes do what: a run with the same seed is alike, not
+//! the same.
 
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use rand::Rng as _;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, EQUAL_TIMEOUT};
 use crate::load::{self, Load};
+use crate::node::Node;
 
 /// What is done to the cluster and for how long.
 #[derive(Clone, Debug)]
@@ -23,6 +28,8 @@ pub struct Config {
     pub load: load::Config,
     /// The faults to choose from.
     pub faults: Vec<Fault>,
+    /// Decides for how long a node is away and how its clock is set.
+    pub seed: u64,
 }
 
 /// What can befall a node.
@@ -38,7 +45,13 @@ pub enum Fault {
     Pause,
     /// The agent is cut off from its peers and joins them again (where the machine allows it).
     CutOff,
+    /// The node's clock is set to another time within the allowed skew (where the node has one of its own): ahead while
+    /// it runs, back while agent and server are killed, for at least as long as it is set back.
+    SetClock,
 }
+
+/// How far a clock is set ahead at most: the nodes' clocks then differ by less than `replication.clock_skew_max_ms`.
+const AHEAD_MS_MAX: i64 = 400;
 
 impl Default for Config {
     fn default() -> Self {
@@ -48,6 +61,7 @@ impl Default for Config {
             away_ms_max: 3000,
             load: load::Config::default(),
             faults: vec![Fault::KillAgent, Fault::KillPostgres, Fault::KillBoth],
+            seed: rand::rng().random(),
         }
     }
 }
@@ -101,14 +115,17 @@ pub async fn run(cluster: &Cluster, config: &Config) -> Result<Report> {
     Ok(report)
 }
 
-/// Lets one fault befall one node: both in turn and shifted, so that a short run makes every fault and reaches every
-/// node.
+/// Lets one fault befall one node: both in turn, so that a short run makes every fault and reaches every node, and
+/// shifted, so that a long one lets every fault befall every node.
 pub(crate) async fn befall(cluster: &Cluster, config: &Config, turn: usize) {
     let nodes = cluster.nodes();
     let node = &nodes[turn % nodes.len()];
-    let shifted = turn + turn / nodes.len();
-    let Some(fault) = config.faults.get(shifted % config.faults.len().max(1)) else { return };
-    let away = Duration::from_millis(rand::rng().random_range(0..=config.away_ms_max));
+    let faults = config.faults.len().max(1);
+    let round = (1..).map(|times| times * faults).find(|turns| turns % nodes.len() == 0);
+    let shifted = turn + turn / round.unwrap_or(faults);
+    let Some(fault) = config.faults.get(shifted % faults) else { return };
+    let mut chance = StdRng::seed_from_u64(config.seed.wrapping_add(turn as u64));
+    let away = Duration::from_millis(chance.random_range(0..=config.away_ms_max));
     tracing::info!("{fault:?} on node {}, away for {away:?}", node.number());
     match fault {
         Fault::KillAgent => {
@@ -135,10 +152,43 @@ pub(crate) async fn befall(cluster: &Cluster, config: &Config, turn: usize) {
                 node.rejoin();
             }
         }
+        Fault::SetClock => {
+            if let Some(before) = node.clock_ahead_ms() {
+                set_clock(node, before, chance.random_range(0..=AHEAD_MS_MAX)).await;
+            }
+        }
     }
 }
 
-fn kill_server(node: &crate::node::Node) {
+/// A clock that is set back while the node runs breaks a promise of the machine. This one is only wrong.
+async fn set_clock(node: &Node, before: i64, after: i64) {
+    tracing::info!("the clock of node {} from {before} ms to {after} ms ahead", node.number());
+    if after >= before {
+        return node.set_clock(after);
+    }
+    node.kill_agent();
+    kill_server(node);
+    node.set_clock(after);
+    tokio::time::sleep(Duration::from_millis((before - after).unsigned_abs())).await;
+    node.start();
+}
+
+/// Gives every node a clock of its own, each another time ahead; before the cluster is started.
+///
+/// # Errors
+/// What this machine is missing for it.
+pub fn own_clocks(cluster: &Cluster, seed: u64) -> Result<(), String> {
+    Node::can_have_own_clock()?;
+    let mut chance = StdRng::seed_from_u64(seed);
+    for node in cluster.nodes() {
+        let ahead_ms = chance.random_range(0..=AHEAD_MS_MAX);
+        tracing::info!("the clock of node {} is {ahead_ms} ms ahead", node.number());
+        node.own_clock(ahead_ms);
+    }
+    Ok(())
+}
+
+fn kill_server(node: &Node) {
     // It may still be down from the fault before.
     if crate::process::postmaster(&node.pgdata()).is_some() {
         node.kill_postgres();

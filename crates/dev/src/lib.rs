@@ -10,6 +10,7 @@ pub mod binary;
 pub mod causality;
 pub mod chaos;
 pub mod client;
+pub mod clock;
 pub mod cluster;
 pub mod digest;
 pub mod disk;

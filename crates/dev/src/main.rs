@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use synapsedb_dev::causality::{self, Workload};
 use synapsedb_dev::chaos::{self, Fault};
-use synapsedb_dev::{Binary, HttpPort, bench, regress, sim, tidy};
+use synapsedb_dev::{Binary, Cluster, HttpPort, bench, regress, sim, tidy};
 
 /// The developer's commands.
 #[derive(Parser)]
@@ -66,9 +66,12 @@ enum Task {
         /// Writers on every node.
         #[arg(long, default_value_t = 2)]
         writers: u16,
-        /// Also stop the time of agents and cut them off from their peers.
+        /// Also stop the time of agents, cut them off from their peers, and give every node a clock of its own.
         #[arg(long)]
         all_faults: bool,
+        /// Decides upon the faults and the writes; without it chance does.
+        #[arg(long)]
+        seed: Option<u64>,
         /// Writes on hot keys, and observers that look for effects without their causes.
         #[arg(long)]
         hot_keys: bool,
@@ -152,6 +155,7 @@ fn run(task: Task) -> Result<()> {
             between,
             writers,
             all_faults,
+            seed,
             hot_keys,
             pglogical,
         } => {
@@ -162,9 +166,12 @@ fn run(task: Task) -> Result<()> {
             };
             config.load.writers = writers;
             if all_faults {
-                config.faults.extend([Fault::Pause, Fault::CutOff]);
+                config.faults.extend([Fault::Pause, Fault::CutOff, Fault::SetClock]);
             }
-            let workload = Workload { writers: writers.into(), ..Workload::default() };
+            config.seed = seed.unwrap_or(config.seed);
+            println!("seed {}", config.seed);
+            let workload =
+                Workload { writers: writers.into(), seed: config.seed, ..Workload::default() };
             match (pglogical, hot_keys) {
                 (true, _) => async_run(soak_pglogical(config.duration, workload)),
                 (false, true) => async_run(soak_hot_keys(release_binary()?, config, workload)),
@@ -259,8 +266,19 @@ async fn up(binary: Binary, nodes: u16) -> Result<()> {
     Ok(())
 }
 
+async fn soaked_cluster(binary: &Binary, config: &chaos::Config) -> Cluster {
+    let cluster = binary.lay_out(3);
+    if config.faults.contains(&Fault::SetClock)
+        && let Err(reason) = chaos::own_clocks(&cluster, config.seed)
+    {
+        println!("the nodes' clocks are the machine's: {reason}");
+    }
+    cluster.start().await;
+    cluster
+}
+
 async fn soak(binary: Binary, config: chaos::Config) -> Result<()> {
-    let cluster = binary.cluster(3).await;
+    let cluster = soaked_cluster(&binary, &config).await;
     match chaos::run(&cluster, &config).await {
         Ok(report) => {
             println!("{report:#?}");
@@ -275,7 +293,7 @@ async fn soak(binary: Binary, config: chaos::Config) -> Result<()> {
 }
 
 async fn soak_hot_keys(binary: Binary, config: chaos::Config, workload: Workload) -> Result<()> {
-    let cluster = binary.cluster(3).await;
+    let cluster = soaked_cluster(&binary, &config).await;
     match causality::run(&cluster, &workload, &config).await {
         Ok(report) => {
             println!("{report:#?}");

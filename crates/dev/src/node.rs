@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use crate::binary::Binary;
 use crate::client::{Server, Session};
+use crate::clock::{self, Clock};
 use crate::firewall::{Cut, Group};
 use crate::ports::PortBase;
 use crate::process::{self, Memory};
@@ -18,6 +19,7 @@ use crate::reaper::Reaper;
 
 mod cut;
 mod link;
+mod own_clock;
 
 /// How long an agent may take to stop when asked.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -54,6 +56,7 @@ pub struct Node {
     agent: Mutex<Option<Child>>,
     group: Result<Group, String>,
     cut: Mutex<Option<Cut>>,
+    clock: Mutex<Option<Clock>>,
 }
 
 impl Node {
@@ -77,6 +80,7 @@ impl Node {
             agent: Mutex::new(None),
             group: group(ports.get(), number, reaper),
             cut: Mutex::new(None),
+            clock: Mutex::new(None),
         }
     }
 
@@ -168,6 +172,9 @@ impl Node {
             Err(_) => Command::new(self.binary.path()),
         };
         let log = self.log_file()?;
+        if let Some(clock) = self.clock.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            command.envs(clock.environment());
+        }
         let child = command
             .arg("agent")
             .arg("--config")
@@ -456,6 +463,9 @@ impl Node {
                 process::send(pid, Signal::KILL);
                 process::wait_gone(pid, KILL_TIMEOUT);
             }
+        }
+        if self.clock_ahead_ms().is_some() {
+            clock::remove_leftovers();
         }
     }
 

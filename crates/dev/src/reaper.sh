@@ -56,6 +56,11 @@ for pid in $servers; do kill -QUIT "$pid"; done
 await 100 $servers
 for pid in $servers; do kill -KILL "$pid"; done
 for group in $groups; do rmdir "$group"; done
+# What libfaketime shared between processes of which the first was killed.
+for file in /dev/shm/faketime_shm_*; do
+    pid=${file##*_}
+    [ -e "/proc/$pid" ] || rm -f "$file" "/dev/shm/sem.faketime_sem_$pid"
+done
 while read -r _ mount _; do
     case $mount in "$data"/*) umount -l "$mount" ;; esac
 done </proc/self/mounts

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use rand::Rng as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,15 +23,20 @@ use tokio::time::Instant;
 use crate::chaos;
 use crate::client::Server;
 use crate::cluster::{Cluster, EQUAL_TIMEOUT};
-use expected::{Logged, tables};
+use expected::{Logged, Tables, tables};
 pub use pglogical::run as run_pglogical;
 use snapshot::Snapshot;
 use writer::{Account, Writer};
 
 /// The tables and the statement of the writers.
 const TABLES: &str = include_str!("tables.sql");
+/// The tables with policies of their own.
+const POLICIES: &str = include_str!("policies.sql");
 /// The transactions of the writers of one node.
 const LOG: &str = include_str!("log.sql");
+/// The rows with a large value that were changed, with the mark of the value.
+const LARGE: &str =
+    "select id, v, split_part(large, ' ', 1) from hot_large where v <> '-' order by id";
 /// The time between two looks of an observer.
 const LOOK: Duration = Duration::from_millis(3);
 /// How many violations are told.
@@ -51,12 +57,27 @@ pub struct Workload {
     pub deletes: bool,
     /// Whether rows with unique values beside their key are written.
     pub uniques: bool,
+    /// Whether rows of tables with policies of their own, and rows with large values, are updated.
+    pub policies: bool,
+    /// What one transaction does at most.
+    pub steps: usize,
+    /// Decides what the writers write.
+    pub seed: u64,
 }
 
 impl Default for Workload {
     fn default() -> Self {
-        let pause = Duration::from_millis(15);
-        Self { writers: 2, keys: 12, values: 12, pause, deletes: true, uniques: true }
+        Self {
+            writers: 2,
+            keys: 12,
+            values: 12,
+            pause: Duration::from_millis(15),
+            deletes: true,
+            uniques: true,
+            policies: true,
+            steps: writer::STEPS_MAX,
+            seed: rand::rng().random(),
+        }
     }
 }
 
@@ -71,6 +92,9 @@ impl Workload {
         }
         if self.uniques && self.deletes {
             kinds.extend(["delete unique", "move unique"]);
+        }
+        if self.policies {
+            kinds.extend(["text large", "value large", "add balance", "a merge", "b merge"]);
         }
         kinds
     }
@@ -126,8 +150,16 @@ pub async fn run(cluster: &Cluster, workload: &Workload, faults: &chaos::Config)
     let servers: Vec<_> = cluster.nodes().iter().map(|node| node.server().clone()).collect();
     cluster.node(1).sql(&progress_rows(servers.len(), workload)).await;
     let writers = (servers.len() as i32 * workload.writers).to_string();
-    let there = "select count(*) from hot_progress where to_regproc('hot_step') is not null";
+    let there = "select count(*) from hot_progress where to_regproc('hot_steps') is not null";
     cluster.all_show(there, &[&writers]).await;
+    if workload.policies {
+        cluster.node(1).sql(&POLICIES.replace("$keys", &workload.keys.to_string())).await;
+        let policies =
+            "select count(*) from synapsedb.policies() where policy <> 'last_write_wins'";
+        let rows = "select count(*) from hot_merge";
+        cluster.all_show(policies, &["2"]).await;
+        cluster.all_show(rows, &[&workload.keys.to_string()]).await;
+    }
     let (writers, observers) = (Writers::start(&servers, workload), Observers::start(&servers));
     let mut report = Report::default();
     let end = Instant::now() + faults.duration;
@@ -281,14 +313,28 @@ async fn verify(
         let surplus = logged.iter().find(|number| !known(number));
         ensure!(surplus.is_none(), "transaction {surplus:?} of writer {writer} was refused");
     }
-    let expected = tables(&log);
-    for server in servers {
-        let rows = server.try_rows("select id, writer, seq from hot_row order by id").await?;
-        same(&server.name, "hot_row", &rows, &expected.rows)?;
-        let sql = "select id, code, tag, writer, seq from hot_unique order by id";
-        same(&server.name, "hot_unique", &server.try_rows(sql).await?, &expected.uniques)?;
+    let Tables { rows, uniques, large, balances, merged } = tables(&log);
+    let mut expected = vec![
+        ("hot_row", "select id, writer, seq from hot_row order by id", &rows),
+        ("hot_unique", "select id, code, tag, writer, seq from hot_unique order by id", &uniques),
+    ];
+    if workload.policies {
+        expected.extend([
+            ("hot_large", LARGE, &large),
+            ("hot_balance", "select * from hot_balance where balance <> 0 order by id", &balances),
+            (
+                "hot_merge",
+                "select * from hot_merge where a <> '-' or b <> '-' order by id",
+                &merged,
+            ),
+        ]);
     }
-    report.rows = expected.rows.len() + expected.uniques.len();
+    for server in servers {
+        for (table, sql, expected) in &expected {
+            same(&server.name, table, &server.try_rows(sql).await?, expected)?;
+        }
+    }
+    report.rows = expected.iter().map(|(_, _, rows)| rows.len()).sum();
     Ok(())
 }
 

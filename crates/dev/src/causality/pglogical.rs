@@ -33,7 +33,8 @@ const PAUSE_MS: std::ops::Range<u64> = 200..800;
 /// # Errors
 /// pglogical is not installed, or the mesh cannot be made.
 pub async fn run(duration: Duration, workload: &Workload) -> Result<Report> {
-    let workload = Workload { uniques: false, deletes: false, ..*workload };
+    let workload =
+        Workload { uniques: false, deletes: false, policies: false, steps: 1, ..*workload };
     let programs = pglogical::programs(15)?;
     let mut mesh = Vec::new();
     for name in ["first", "second", "third"] {

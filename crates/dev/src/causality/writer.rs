@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rand::Rng as _;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::watch;
 
 use super::Workload;
@@ -15,6 +16,9 @@ use crate::client::{Server, Session, words};
 const RECONNECT: Duration = Duration::from_millis(100);
 /// How long a transaction may take before its outcome counts as unknown.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What one transaction does at most.
+pub(super) const STEPS_MAX: usize = 4;
 
 /// What a writer knows of its transactions.
 #[derive(Clone, Debug, Default)]
@@ -73,13 +77,19 @@ impl Writer {
 
     fn statement(&self, number: i64) -> String {
         let Workload { keys, values, .. } = self.workload;
-        let mut rng = rand::rng();
+        let seed = self.workload.seed ^ (i64::from(self.number) << 32 | number).unsigned_abs();
+        let mut rng = StdRng::seed_from_u64(seed);
         let kinds = self.workload.kinds();
-        let kind = kinds[rng.random_range(0..kinds.len())];
-        let mut any = |limit: i32| rng.random_range(1..=limit);
-        let (key, other, code, tag) = (any(keys), any(keys), any(values), any(values));
-        let who = self.number;
-        format!("select hot_step({who}, {number}, '{kind}', {key}, {other}, {code}, {tag})")
+        let steps = [1, 1, 1, 2, STEPS_MAX][rng.random_range(0..5)].min(self.workload.steps);
+        let mut arrays: [Vec<String>; 5] = Default::default();
+        for _ in 0..steps {
+            let kind = format!("'{}'", kinds[rng.random_range(0..kinds.len())]);
+            let mut any = |limit: i32| rng.random_range(1..=limit).to_string();
+            let step = [kind, any(keys), any(keys), any(values), any(values)];
+            arrays.iter_mut().zip(step).for_each(|(array, value)| array.push(value));
+        }
+        let arrays = arrays.map(|array| format!("array[{}]", array.join(", "))).join(", ");
+        format!("select hot_steps({}, {number}, {arrays})", self.number)
     }
 
     async fn transaction(&self, session: &Session, number: i64) -> Outcome {

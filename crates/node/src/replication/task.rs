@@ -381,6 +381,26 @@ async fn forget_lives(
     Ok(())
 }
 
+/// What is on this node only and cannot be replicated is told: PostgreSQL shows it to no stream.
+async fn look_at_local(shared: &Shared, client: &client::Client) -> Result<()> {
+    let most = i64::try_from(LARGE_OBJECTS_COUNTED_MAX).unwrap_or(i64::MAX);
+    let row = client.query_one(include_str!("sql/not_replicated.sql"), &[&most]).await?;
+    let count = |column: usize| u64::try_from(row.get::<_, i64>(column)).unwrap_or_default();
+    let found = NotReplicatedBody { large_objects: count(0), unlogged_tables: count(1) };
+    let before = shared.status.not_replicated();
+    if found.large_objects > before.large_objects && before.large_objects == 0 {
+        tracing::warn!(
+            large_objects = found.large_objects,
+            "there are large objects on this node: they are not \
+            replicated, the other nodes do not have them, and a copy of this node's rows holds only their numbers. Use \
+            a column of type bytea instead"
+        );
+    }
+    shared.metrics.not_replicated(&found);
+    shared.status.set_not_replicated(found);
+    Ok(())
+}
+
 /// Deletes what every member has applied, and what is beyond the limit. Answers what every member has seen.
 fn trim(shared: &Shared) -> Result<VersionVector> {
     let view = shared.gossip.view();

@@ -7,18 +7,28 @@ use synapsedb_dev::causality::{self, Workload};
 use synapsedb_dev::chaos::{self, Fault};
 use synapsedb_dev::eventually;
 
-use crate::{NOTICED, cluster, skip};
+use crate::{NOTICED, binary, cluster, skip};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_effect_is_seen_before_its_cause_on_hot_keys() {
-    let cluster = cluster(3).await;
     let faults = chaos::Config {
         duration: Duration::from_secs(20),
         between: Duration::from_secs(2),
         away_ms_max: 1500,
-        faults: vec![Fault::Pause, Fault::CutOff, Fault::KillAgent, Fault::KillPostgres],
+        faults: vec![
+            Fault::Pause,
+            Fault::CutOff,
+            Fault::KillAgent,
+            Fault::SetClock,
+            Fault::KillPostgres,
+        ],
         ..chaos::Config::default()
     };
+    let cluster = binary().lay_out(3);
+    if let Err(reason) = chaos::own_clocks(&cluster, faults.seed) {
+        skip(&format!("clocks that differ: {reason}"));
+    }
+    cluster.start().await;
     match causality::run(&cluster, &Workload::default(), &faults).await {
         Ok(report) => eprintln!("{report:?}"),
         Err(error) => panic!("{error:#}"),

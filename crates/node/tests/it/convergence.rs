@@ -1,12 +1,13 @@
 //! The convergence matrix: concurrent writes of every kind on three nodes, which meet each other in every order; all
 //! nodes must end with the row that must win.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use synapsedb_dev::cluster::EQUAL_TIMEOUT;
-use synapsedb_dev::{Cluster, eventually};
+use synapsedb_dev::{Cluster, HttpPort, Node, eventually};
 
-use crate::{NOTICED, cluster};
+use crate::repl::run;
+use crate::{NOTICED, binary, cluster, skip};
 
 /// Concurrent writes, in the order of their commits. `$k` is another number in every round.
 struct Case {
@@ -28,6 +29,8 @@ const TABLES: &str = "
     create table met_large (id int primary key, v text, large text);
     alter table met_large alter large set storage external;
     alter table met_large replica identity full;
+    create table met_toast (id int primary key, v text, large text);
+    alter table met_toast alter large set storage external;
     create table met_parent (id int primary key);
     create table met_child (id int primary key, parent int references met_parent (id));
     create table met_round (node int, round int, primary key (node, round))";
@@ -225,6 +228,38 @@ const CASES: &[Case] = &[
         expected: &["old|new|8000"],
     },
     Case {
+        name: "D11: a large value that only the earlier update changed and the later one left out",
+        before: "insert into met_toast values ($k, 'old', repeat('old ', 2000))",
+        writes: &[
+            (1, "update met_toast set large = repeat('new ', 2000) where id = $k"),
+            (2, "update met_toast set v = 'two' where id = $k"),
+        ],
+        query: "select v, left(large, 3), length(large) from met_toast where id = $k",
+        expected: &["two|old|8000"],
+    },
+    Case {
+        name: "D11: a large value that only the later update changed and the earlier one left out",
+        before: "insert into met_toast values ($k, 'old', repeat('old ', 2000))",
+        writes: &[
+            (2, "update met_toast set v = 'two' where id = $k"),
+            (1, "update met_toast set large = repeat('new ', 2000) where id = $k"),
+        ],
+        query: "select v, left(large, 3), length(large) from met_toast where id = $k",
+        expected: &["old|new|8000"],
+    },
+    Case {
+        name: "D11: two left out what a third one, the earliest, changed",
+        before: "insert into met_toast values ($k, 'old', repeat('old ', 2000))",
+        writes: &[
+            (3, "update met_toast set large = repeat('new ', 2000) where id = $k"),
+            (1, "update met_toast set v = 'one' where id = $k"),
+            (2, "update met_toast set v = 'two' where id = $k"),
+            (2, "update met_toast set v = 'again' where id = $k"),
+        ],
+        query: "select v, left(large, 3), length(large) from met_toast where id = $k",
+        expected: &["again|old|8000"],
+    },
+    Case {
         name: "D17: a child of a parent that is deleted",
         before: "insert into met_parent values ($k), ($k + 1)",
         writes: &[
@@ -237,6 +272,75 @@ const CASES: &[Case] = &[
     },
 ];
 
+/// Writes of the same microsecond: the higher node counts as the later one.
+const AT_ONCE: &[Case] = &[
+    Case {
+        name: "D2: two updates at once",
+        before: "insert into met values ($k, 'old')",
+        writes: &[
+            (2, "update met set v = 'two' where id = $k"),
+            (1, "update met set v = 'one' where id = $k"),
+        ],
+        query: MET,
+        expected: &["0|two"],
+    },
+    Case {
+        name: "D3: three updates at once",
+        before: "insert into met values ($k, 'old')",
+        writes: &[
+            (3, "update met set v = 'three' where id = $k"),
+            (1, "update met set v = 'one' where id = $k"),
+            (2, "update met set v = 'two' where id = $k"),
+        ],
+        query: MET,
+        expected: &["0|three"],
+    },
+    Case {
+        name: "D3: three inserts at once",
+        before: "",
+        writes: &[
+            (2, "insert into met values ($k, 'two')"),
+            (3, "insert into met values ($k, 'three')"),
+            (1, "insert into met values ($k, 'one')"),
+        ],
+        query: MET,
+        expected: &["0|three"],
+    },
+    Case {
+        name: "D3: two updates and the delete of the highest node at once",
+        before: "insert into met values ($k, 'old')",
+        writes: &[
+            (3, "delete from met where id = $k"),
+            (1, "update met set v = 'one' where id = $k"),
+            (2, "update met set v = 'two' where id = $k"),
+        ],
+        query: MET,
+        expected: &[],
+    },
+    Case {
+        name: "D3: an update and two deletes of lower nodes at once",
+        before: "insert into met values ($k, 'old')",
+        writes: &[
+            (1, "delete from met where id = $k"),
+            (2, "delete from met where id = $k"),
+            (3, "update met set v = 'three' where id = $k"),
+        ],
+        query: MET,
+        expected: &["0|three"],
+    },
+    Case {
+        name: "D3: three rows claim one value at once",
+        before: "",
+        writes: &[
+            (3, "insert into met_unique values ($k + 3, $k + 1, $k + 3, 'three')"),
+            (1, "insert into met_unique values ($k + 1, $k + 1, $k + 1, 'one')"),
+            (2, "insert into met_unique values ($k + 2, $k + 1, $k + 2, 'two')"),
+        ],
+        query: UNIQUE,
+        expected: &["3|1|3|three"],
+    },
+];
+
 /// Replaces the number of the round.
 fn numbered(sql: &str, number: usize) -> String {
     sql.replace("$k", &number.to_string())
@@ -245,9 +349,39 @@ fn numbered(sql: &str, number: usize) -> String {
 /// Which two nodes meet first, and who comes last.
 const ORDERS: [[u16; 3]; 6] = [[1, 2, 3], [1, 3, 2], [2, 1, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]];
 
+/// When the writes of a round are committed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Times {
+    /// One after the other.
+    InOrder,
+    /// All in one microsecond: the clocks of all nodes stand still.
+    AtOnce,
+}
+
+/// Lets the clocks of all nodes stand still at the next full second, which comes later for everybody.
+fn stop_clocks(cluster: &Cluster) -> u64 {
+    let second = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 1;
+    cluster.nodes().iter().for_each(|node| node.stop_clock(second));
+    second
+}
+
+/// The clocks go on when the time has come at which they stood still, so that none is set back.
+async fn let_clocks_go_on(cluster: &Cluster, second: u64) {
+    let until = UNIX_EPOCH + Duration::from_secs(second);
+    let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+    tokio::time::sleep(left + Duration::from_millis(1)).await;
+    cluster.nodes().iter().for_each(|node| node.set_clock(0));
+}
+
 /// Runs all cases beside each other in one round: everything is written while the agents stand still, then they go on
 /// in this order.
-async fn meet(cluster: &Cluster, cases: &[&Case], round: usize, order: [u16; 3]) -> Vec<String> {
+async fn meet(
+    cluster: &Cluster,
+    cases: &[&Case],
+    times: Times,
+    round: usize,
+    order: [u16; 3],
+) -> Vec<String> {
     let number = |case: usize| 10_000 * (round + 1) + 10 * case;
     for (index, case) in cases.iter().enumerate().filter(|(_, case)| !case.before.is_empty()) {
         cluster.node(1).sql(&numbered(case.before, number(index))).await;
@@ -256,14 +390,22 @@ async fn meet(cluster: &Cluster, cases: &[&Case], round: usize, order: [u16; 3])
     cluster.node(1).sql(&began).await;
     let here = format!("select count(*) from met_round where node = 0 and round = {round}");
     cluster.all_show(&here, &["1"]).await;
-    cluster.nodes().iter().for_each(|node| node.pause_agent());
+    cluster.nodes().iter().for_each(Node::pause_agent);
+    let second = (times == Times::AtOnce).then(|| stop_clocks(cluster));
     for (index, case) in cases.iter().enumerate() {
         for (node, sql) in case.writes {
             cluster.node(*node).sql(&numbered(sql, number(index))).await;
         }
     }
     for node in cluster.nodes() {
-        node.sql(&format!("insert into met_round values ({}, {round})", node.number())).await;
+        let (number, sql) = (node.number(), "extract(epoch from pg_xact_commit_timestamp(xmin))");
+        node.sql(&format!("insert into met_round values ({number}, {round})")).await;
+        let when = format!("select {sql} from met_round where node = {number} and round = {round}");
+        let when: f64 = node.value(&when).await.parse().unwrap();
+        assert!(second.is_none_or(|second| when == second as f64), "{when} is not {second:?}");
+    }
+    if let Some(second) = second {
+        let_clocks_go_on(cluster, second).await;
     }
     let [first, second, last] = order;
     cluster.node(first).resume();
@@ -292,21 +434,146 @@ async fn meet(cluster: &Cluster, cases: &[&Case], round: usize, order: [u16; 3])
     wrong
 }
 
-async fn check(cases: &[&Case]) {
-    let cluster = cluster(3).await;
+async fn check(cluster: &Cluster, cases: &[&Case], times: Times) {
     cluster.node(1).sql(TABLES).await;
     cluster.all_show("select count(*) from met_round", &["0"]).await;
     let mut wrong = Vec::new();
     for (round, order) in ORDERS.into_iter().enumerate() {
-        wrong.extend(meet(&cluster, cases, round, order).await);
+        wrong.extend(meet(cluster, cases, times, round, order).await);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     cluster.equal_rows_within(EQUAL_TIMEOUT).await.unwrap();
 }
 
+/// A cluster whose nodes have clocks of their own, or why there is none.
+async fn cluster_with_clocks() -> Result<Cluster, String> {
+    Node::can_have_own_clock()?;
+    let cluster = binary().lay_out(3);
+    cluster.nodes().iter().for_each(|node| node.own_clock(0));
+    cluster.start().await;
+    Ok(cluster)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_writes_end_alike_on_all_nodes_whoever_meets_first() {
-    check(&CASES.iter().collect::<Vec<_>>()).await;
+    let cluster = cluster(3).await;
+    check(&cluster, &CASES.iter().collect::<Vec<_>>(), Times::InOrder).await;
+}
+
+/// D2, D3 and D4: equal commit times, a clock that is ahead within the guard, and one that is ahead beyond it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_end_alike_whatever_their_clocks_show() {
+    let cluster = match cluster_with_clocks().await {
+        Ok(cluster) => cluster,
+        Err(reason) => return skip(&reason),
+    };
+    check(&cluster, &AT_ONCE.iter().collect::<Vec<_>>(), Times::AtOnce).await;
+    a_clock_ahead_never_beats_a_later_write(&cluster).await;
+    a_clock_beyond_the_guard_holds_its_node_back(&cluster).await;
+    cluster.equal_rows_within(EQUAL_TIMEOUT).await.unwrap();
+}
+
+/// D4: what node 2 writes with a clock that is ahead, others overwrite as soon as they see it; that is what stays.
+async fn a_clock_ahead_never_beats_a_later_write(cluster: &Cluster) {
+    cluster.node(2).set_clock(400);
+    for round in 1..=3_u16 {
+        let (id, other) = (100 + round, if round == 2 { 3 } else { 1 });
+        let written = format!("insert into met values ({id}, 'ahead'), (-{id}, 'ahead')");
+        cluster.node(2).sql(&written).await;
+        let seen = format!("select v from met where id = {id}");
+        eventually("the row is seen", NOTICED, async || {
+            cluster.node(other).shows(&seen, &["ahead"]).await
+        })
+        .await;
+        let follow =
+            format!("update met set v = 'later' where id = {id}; delete from met where id = -{id}");
+        cluster.node(other).sql(&follow).await;
+        cluster
+            .all_show(
+                &format!("select id, v from met where abs(id) = {id}"),
+                &[&format!("{id}|later")],
+            )
+            .await;
+    }
+    let conflicts = "select count(*) from synapsedb.conflict where abs((key ->> 'id')::int) < 1000";
+    cluster.all_show(conflicts, &["0"]).await;
+}
+
+/// What node 2 writes with a clock that is too far ahead waits, and is told; the rest flows; nothing is lost.
+async fn a_clock_beyond_the_guard_holds_its_node_back(cluster: &Cluster) {
+    cluster.node(2).set_clock(3_000);
+    cluster.node(2).sql("insert into met values (201, 'ahead')").await;
+    cluster.node(3).sql("insert into met values (202, 'right')").await;
+    eventually("the others say that a clock is wrong", NOTICED, async || {
+        let status = cluster.node(1).http(HttpPort::Raft, "/replication/status").await;
+        let told = status["matrix"].to_string() + &status["lanes"].to_string();
+        if told.contains("clock_skew") { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
+    let seen = "select id from met where id in (201, 202) order by id";
+    for node in [1, 2] {
+        eventually("the row of a right clock is there", NOTICED, async || {
+            cluster.node(node).shows("select v from met where id = 202", &["right"]).await
+        })
+        .await;
+    }
+    assert_eq!(cluster.node(1).rows(seen).await, ["202"], "it was applied before its time");
+    assert!(cluster.node(1).metric("synapsedb_replication_clock_skew_waits_total", "").await > 0.0);
+    assert!(cluster.node(1).log().contains("one of the two clocks is wrong"));
+    // When its time has come here, what is written here is later.
+    eventually("the row is seen", NOTICED, async || {
+        cluster.node(1).shows(seen, &["201", "202"]).await
+    })
+    .await;
+    cluster.node(1).sql("update met set v = 'later' where id = 201").await;
+    let later = "select v from met where id = 201";
+    cluster.all_show(later, &["later"]).await;
+}
+
+/// D15: a row that cannot be applied is kept and told, nothing else is skipped with it, what comes later is applied,
+/// and giving it up is a difference that a comparison finds.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_skipped_unseen() {
+    let cluster = cluster(3).await;
+    cluster.node(1).sql("create table met_skipped (id int primary key, v int)").await;
+    cluster.all_show("select count(*) from met_skipped", &["0"]).await;
+    let local = |change: &str| {
+        format!("set session_replication_role = replica; alter table met_skipped {change}")
+    };
+    let node = cluster.node(2).agent_server();
+    node.sql(&local("add constraint positive check (v > 0)")).await;
+    let kept = "select new_row ->> 'id' from synapsedb.quarantine order by 1";
+    cluster.node(1).sql("insert into met_skipped values (1, 5), (2, -5), (3, 7), (4, -7)").await;
+    cluster.node(1).sql("insert into met_skipped values (5, 9)").await;
+    eventually("node 2 has what it can have", NOTICED, async || {
+        let here = "select id from met_skipped order by id";
+        cluster.node(2).shows(here, &["1", "3", "5"]).await?;
+        cluster.node(2).shows(kept, &["2", "4"]).await
+    })
+    .await;
+    let (code, text, _) = run(&cluster, &["verify", "met_skipped"], &[]);
+    assert!(code == 4, "the difference is not told: {code} {text}");
+    // The next write on a row makes it whole, and what was kept of before loses against it.
+    cluster.node(3).sql("update met_skipped set v = 8 where id = 2").await;
+    let right = "select v from met_skipped where id = 2";
+    cluster.all_show(right, &["8"]).await;
+    node.sql(&local("drop constraint positive")).await;
+    let id =
+        |row: u8| format!("select id from synapsedb.quarantine where new_row ->> 'id' = '{row}'");
+    let kept_id = format!("2/{}", cluster.node(2).value(&id(2)).await);
+    let (code, text, error) = run(&cluster, &["repl", "retry"], &[&kept_id]);
+    assert!(code == 0, "{text}{error}");
+    cluster.all_show(right, &["8"]).await;
+    // What is given up stays different until it is repaired.
+    let kept_id = format!("2/{}", cluster.node(2).value(&id(4)).await);
+    let (code, text, error) = run(&cluster, &["repl", "skip"], &[&kept_id, "--yes"]);
+    assert!(code == 0, "{text}{error}");
+    assert!(cluster.node(2).rows(kept).await.is_empty());
+    let (code, text, _) =
+        run(&cluster, &["verify", "met_skipped"], &["--repair", "--from", "1", "--yes"]);
+    assert!(code == 0 && text.contains("met_skipped"), "{code} {text}");
+    cluster.all_show("select count(*) from met_skipped", &["5"]).await;
+    cluster.equal_rows_within(EQUAL_TIMEOUT).await.unwrap();
 }
 
 /// D5 and D6: node 3 hears of what followed before it hears of the row.
@@ -356,7 +623,7 @@ async fn a_truncate_and_concurrent_rows_end_alike_whoever_meets_first() {
             query: "select id, v from met_emptied order by id",
             expected: &["2|before", "3|after", "4|before", "5|after"],
         };
-        let wrong = meet(&cluster, &[&case], round, order).await;
+        let wrong = meet(&cluster, &[&case], Times::InOrder, round, order).await;
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
         cluster.node(1).sql("delete from met_emptied").await;
         cluster.all_show("select count(*) from met_emptied", &["0"]).await;

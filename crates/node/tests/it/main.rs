@@ -30,6 +30,7 @@ mod routed;
 mod router;
 mod router_transparency;
 mod rows;
+mod runs;
 mod sequences;
 mod tls;
 mod values;

@@ -34,6 +34,9 @@ const PLANS_MAX: usize = 1000;
 /// After this many runs that failed for no expected reason, a lane does without them.
 const FAILED_RUNS_MAX: u32 = 10;
 
+/// After this many transactions in a row that met conflicts the next one is expected to meet one too.
+const CONFLICTING_MIN: u32 = 2;
+
 /// The code with which a statement ends its transaction when it does not meet the row that it expects.
 const UNMET: &str = "SY001";
 
@@ -135,6 +138,8 @@ pub(crate) struct Lane<'a> {
     pub(super) calls: Calls,
     /// Runs that failed for another reason than a row that was not as expected.
     failed_runs: u32,
+    /// How many transactions in a row have met conflicts.
+    pub(super) conflicting: u32,
     /// The state of the catalogs upon which the plans were made.
     catalog: u64,
     /// The session that takes the WAL to the disk for a missing row.
@@ -193,6 +198,7 @@ impl<'a> Lane<'a> {
             procedures: true,
             calls: Calls::default(),
             failed_runs: 0,
+            conflicting: 0,
             catalog: 0,
             flusher: None,
         };
@@ -269,7 +275,9 @@ impl<'a> Lane<'a> {
             }
         }
         self.recover().await?;
-        self.slow_transaction(&failure).await
+        tracing::debug!(origin = %self.source.origin, lsn = %failure.commit_lsn,
+            "a transaction is applied row by row: {}", failure.text());
+        self.slow_transaction(None).await
     }
 
     /// Gives up what is in flight and goes back to the first transaction that was not applied.
@@ -297,6 +305,12 @@ impl<'a> Lane<'a> {
     async fn step(&mut self) -> Step<()> {
         let frame = self.next_frame().await?;
         self.notice_catalog();
+        if self.conflicting >= CONFLICTING_MIN && frame.is_first() && self.open.is_none() {
+            // The fast way would most likely fail, and that costs more than it saves.
+            self.send_run().await?;
+            self.settle_all().await?;
+            return self.slow_transaction(Some(frame)).await;
+        }
         if self.take_into_run(&frame).await? {
             return Ok(());
         }

@@ -210,6 +210,12 @@ impl Session {
         })
     }
 
+    /// Runs a statement with the next one of [`Session::run`], which fails if this one does.
+    pub(crate) fn queue(&mut self, sql: &str, parameters: &[Parameter<'_>]) -> Result<()> {
+        self.prepare("", sql)?;
+        self.execute("", parameters, Purpose::Other)
+    }
+
     /// Ends whatever was sent and is not ended, and waits until the server is ready.
     async fn end_batch(&mut self) -> Result<()> {
         self.rows.clear();

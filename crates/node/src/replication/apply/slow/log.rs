@@ -110,6 +110,7 @@ impl Lane<'_> {
         ];
         let parameters = texts.map(Parameter::optional);
         self.ask(include_str!("../../sql/put_conflict.sql"), &parameters).await?;
+        self.conflicting += 1;
         self.shared.metrics.conflict(conflict.kind, &format!("{schema}.{table}"));
         Ok(())
     }

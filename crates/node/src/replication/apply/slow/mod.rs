@@ -83,42 +83,81 @@ enum Constraints {
     Immediate,
 }
 
+/// What is known of the tables.
+#[derive(Clone, Copy)]
+enum Plans {
+    /// The plans of the transactions before.
+    Known,
+    /// Plans that were made for this transaction.
+    New,
+}
+
+/// What became of an attempt to apply a transaction.
+enum Attempt {
+    Applied,
+    /// A change could not be applied, perhaps for a plan that is out of date.
+    Doubtful,
+    /// The server refused the commit.
+    Refused(ServerError),
+}
+
 impl Lane<'_> {
-    /// Applies the first transaction that was not applied.
-    pub(super) async fn slow_transaction(&mut self, cause: &Failure) -> Step<()> {
-        tracing::debug!(origin = %self.source.origin, lsn = %cause.commit_lsn,
-            "a transaction is applied row by row: {}", cause.text());
+    /// Applies the first transaction that was not applied. Its first frame may have been read.
+    pub(super) async fn slow_transaction(&mut self, mut first: Option<Frame>) -> Step<()> {
         self.shared.metrics.slow_transactions.inc();
-        for constraints in [Constraints::Deferred, Constraints::Immediate] {
-            let frame = self.reader.next().await?;
+        let (mut plans, mut constraints) = (Plans::Known, Constraints::Deferred);
+        loop {
+            let frame = match first.take() {
+                Some(frame) => frame,
+                None => self.reader.next().await?,
+            };
             let header = frame.header().context("the spool goes on in the middle of something")?;
             self.gate(&header).await?;
-            let Some(refused) = self.attempt(frame, &header, constraints).await? else {
-                self.sent = header.commit_lsn;
-                self.open = None;
-                self.applied_any = true;
-                self.begun_any = true;
-                self.shared.applied.advance(self.source.origin, self.sent);
-                self.shared.status.applied(self.source.origin, self.sent);
-                self.shared.metrics.applied(1, 0);
-                return Ok(());
-            };
-            let failure = self.failure_of(refused);
-            self.recover().await?;
-            if matches!(constraints, Constraints::Immediate) {
-                return Err(Stop::Failed(Box::new(failure)));
+            let conflicting = std::mem::take(&mut self.conflicting);
+            match self.attempt(frame, &header, plans, constraints).await? {
+                Attempt::Applied => {
+                    if self.conflicting > 0 {
+                        self.conflicting = conflicting.saturating_add(1);
+                    }
+                    self.slowly_applied(header.commit_lsn);
+                    return Ok(());
+                }
+                Attempt::Doubtful => {
+                    self.session.reset().await?;
+                    self.must("rollback", &[]).await?;
+                    self.recover().await?;
+                    self.known.clear();
+                    plans = Plans::New;
+                }
+                Attempt::Refused(error) => {
+                    let failure = self.failure_of(error);
+                    self.recover().await?;
+                    if matches!(constraints, Constraints::Immediate) {
+                        return Err(Stop::Failed(Box::new(failure)));
+                    }
+                    constraints = Constraints::Immediate;
+                }
             }
         }
-        Ok(())
     }
 
-    /// One attempt; answers why the server refused the commit, if it did.
+    fn slowly_applied(&mut self, commit_lsn: Lsn) {
+        self.sent = commit_lsn;
+        self.open = None;
+        self.applied_any = true;
+        self.begun_any = true;
+        self.shared.applied.advance(self.source.origin, commit_lsn);
+        self.shared.status.applied(self.source.origin, commit_lsn);
+        self.shared.metrics.applied(1, 0);
+    }
+
     async fn attempt(
         &mut self,
         first: Frame,
         header: &Header,
+        plans: Plans,
         constraints: Constraints,
-    ) -> Step<Option<ServerError>> {
+    ) -> Step<Attempt> {
         self.open_slowly(header, header.commit_lsn, constraints).await?;
         let (mut frame, mut position) = (first, 0);
         loop {
@@ -128,7 +167,9 @@ impl Lane<'_> {
                     self.current.insert(relation_id(&raw), (raw, plan));
                     continue;
                 }
-                self.guarded(&raw, position).await?;
+                if !self.guarded(&raw, position, plans).await? {
+                    return Ok(Attempt::Doubtful);
+                }
                 position += 1;
             }
             if frame.is_last() {
@@ -136,7 +177,10 @@ impl Lane<'_> {
             }
             frame = self.reader.next().await?;
         }
-        Ok(self.session.run("commit", &[]).await?.err())
+        Ok(match self.session.run("commit", &[]).await? {
+            Ok(_) => Attempt::Applied,
+            Err(error) => Attempt::Refused(error),
+        })
     }
 
     /// Opens the transaction of `header`, after which the origin is applied up to `position`.
@@ -158,7 +202,7 @@ impl Lane<'_> {
         self.created_ahead.clear();
         self.current.clear();
         for sql in ["begin", timing] {
-            self.must(sql, &[]).await?;
+            self.session.queue(sql, &[])?;
         }
         let (previous, lsn) = (self.sent.to_string(), position.to_string());
         let time = sql_time(header.commit_time);
@@ -205,13 +249,15 @@ impl Lane<'_> {
         }
     }
 
-    /// A change within a savepoint: if it cannot be applied, it goes to the quarantine and the transaction goes on.
-    async fn guarded(&mut self, raw: &Bytes, position: u32) -> Step<()> {
-        self.must("savepoint change", &[]).await?;
+    /// A change within a savepoint: if it cannot be applied, it goes to the quarantine and the transaction goes on,
+    /// unless that may be for a plan which a change of the table has made wrong: then the answer is false.
+    async fn guarded(&mut self, raw: &Bytes, position: u32, plans: Plans) -> Step<bool> {
+        self.session.queue("savepoint change", &[])?;
         let changed = self.change(raw).await;
         match changed {
             Ok(()) => {}
             Err(Trouble::Stop(stop)) => return Err(stop),
+            Err(Trouble::Row { .. }) if matches!(plans, Plans::Known) => return Ok(false),
             Err(Trouble::Row { reason, sqlstate }) => {
                 let unprepared = self.session.reset().await?;
                 for statement in &unprepared {
@@ -221,8 +267,8 @@ impl Lane<'_> {
                 self.quarantine(raw, position, &reason, sqlstate.as_deref()).await?;
             }
         }
-        self.must("release savepoint change", &[]).await?;
-        Ok(())
+        self.session.queue("release savepoint change", &[])?;
+        Ok(true)
     }
 
     async fn change(&mut self, raw: &Bytes) -> Settled<()> {

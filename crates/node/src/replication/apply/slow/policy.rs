@@ -47,10 +47,10 @@ impl Lane<'_> {
         let incoming = self.incoming()?;
         // One lane at a time, also where there is no row to be locked.
         let turn = (row.0 as i64).to_string();
-        self.ask(include_str!("../../sql/lock_row.sql"), &[Parameter::Text(turn.as_bytes())])
-            .await?;
+        let turn = [Parameter::Text(turn.as_bytes())];
+        self.session.queue(include_str!("../../sql/lock_row.sql"), &turn)?;
         let here = self.read_row(plan, key).await?;
-        self.await_decoded().await?;
+        self.await_writes(row, here.as_ref()).await?;
         let (own, known) = self.known_writes(row, incoming).await?;
         let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
         let met = others.iter().any(|other| own.as_write().is_concurrent_with(other));

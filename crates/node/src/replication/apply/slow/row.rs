@@ -30,6 +30,8 @@ pub(super) struct LocalRow {
     pub(super) version: Option<RowVersion>,
     /// Whether neither the writer nor the transaction had seen the other.
     pub(super) concurrent: bool,
+    /// Whether its writer is of this node and has not been decoded yet.
+    undecoded: bool,
     /// The row as JSON.
     pub(super) json: String,
     values: Vec<Option<Bytes>>,
@@ -191,16 +193,21 @@ impl Lane<'_> {
 
     fn local_row(&self, plan: usize, row: Vec<Option<Bytes>>) -> Settled<LocalRow> {
         let json = column(&row, 3)?.to_owned();
-        let (version, concurrent) = self.writer_of(plan, &row)?;
+        let (version, concurrent, undecoded) = self.writer_of(plan, &row)?;
         let values = row.into_iter().skip(VALUES_FROM).collect();
-        Ok(LocalRow { version, concurrent, json, values })
+        Ok(LocalRow { version, concurrent, undecoded, json, values })
     }
 
-    /// Who wrote a row, and whether the open transaction and the writer had not seen each other.
-    fn writer_of(&self, plan: usize, row: &[Option<Bytes>]) -> Settled<(Option<RowVersion>, bool)> {
+    /// Who wrote a row, whether the open transaction and the writer had not seen each other, and whether the writer is
+    /// of this node and has not been decoded yet.
+    fn writer_of(
+        &self,
+        plan: usize,
+        row: &[Option<Bytes>],
+    ) -> Settled<(Option<RowVersion>, bool, bool)> {
         let incoming = self.incoming()?;
         if row.get(1).is_none_or(Option::is_none) || row.get(2).is_none_or(Option::is_none) {
-            return Ok((None, false));
+            return Ok((None, false, false));
         }
         let number = |at: usize| -> Settled<i64> {
             column(row, at)?.parse().map_err(|_| Trouble::row("the server told no number"))
@@ -212,26 +219,28 @@ impl Lane<'_> {
         };
         let Some(writer) = writer else {
             // A former life of a node, or somebody else's origin: everybody has seen it.
-            return Ok((None, false));
+            return Ok((None, false, false));
         };
         let commit_time = Timestamp::from_unix_us(unix_us);
         if writer == incoming.origin {
             let version = RowVersion { commit_time, origin: writer, lsn: Lsn::ZERO };
-            return Ok((Some(version), false));
+            return Ok((Some(version), false, false));
         }
         let here = self.shared.identity.node;
-        let Some(header) = &self.header else { return Ok((None, false)) };
+        let Some(header) = &self.header else { return Ok((None, false, false)) };
         // What an earlier life of this node wrote has come back with a copy, under another transaction id.
         let xid = u32::try_from(xid).ok().filter(|_| writer == here && roident == 0);
         let history = self.shared.recent.lock();
-        let (lsn, concurrent) = match history.seen(here, &header.vector, writer, commit_time, xid) {
+        let seen = history.seen(here, &header.vector, writer, commit_time, xid);
+        let (lsn, concurrent) = match seen {
             Seen::Covered => (Lsn::ZERO, false),
             Seen::Concurrent(lsn) => (lsn.unwrap_or_default(), true),
         };
+        let undecoded = seen == Seen::Concurrent(None);
         let version = RowVersion { commit_time, origin: writer, lsn };
         // A later writer cannot have been seen: also where the history does not reach back, as on a node that has just
         // joined, or for a change that comes out of the quarantine.
-        Ok((Some(version), concurrent || version > incoming))
+        Ok((Some(version), concurrent || version > incoming, undecoded))
     }
 
     /// Waits until every local delete that can have removed a missing row has been decoded. What is in the WAL but not
@@ -249,6 +258,18 @@ impl Lane<'_> {
         let lsn: Lsn = flushed.get::<_, String>(0).parse().map_err(anyhow::Error::from)?;
         let limit = Duration::from_millis(self.shared.config.decode_wait_max_ms);
         Ok(self.shared.recent.wait_decoded(lsn, limit).await?)
+    }
+
+    /// Waits until every local write on a row has been decoded. Where the row's writer has been, so have those before
+    /// it; but under a row that has just arrived here there may be a local delete.
+    pub(super) async fn await_writes(
+        &mut self,
+        row: Digest,
+        here: Option<&LocalRow>,
+    ) -> Settled<()> {
+        let known = here.is_some_and(|here| !here.undecoded)
+            && !self.shared.recent.lock().may_have_arrived(row);
+        if known { Ok(()) } else { self.await_decoded().await }
     }
 
     fn digest(&self, plan: usize, row: &[Value<'_>]) -> Settled<Digest> {
@@ -379,7 +400,7 @@ impl Lane<'_> {
             None => (Shape::Insert, self.plans[plan].insert_parameters(&new)),
         };
         let sql = self.plans[plan].unchecked(&shape);
-        self.ask("savepoint written", &[]).await?;
+        self.session.queue("savepoint written", &[])?;
         let written = match self.ask(&sql, &parameters).await {
             Ok(_) => Written::Done,
             Err(Trouble::Row { sqlstate: Some(code), reason }) if code == "23505" => {
@@ -388,7 +409,7 @@ impl Lane<'_> {
             }
             Err(trouble) => return Err(trouble),
         };
-        self.ask("release savepoint written", &[]).await?;
+        self.session.queue("release savepoint written", &[])?;
         Ok(written)
     }
 
