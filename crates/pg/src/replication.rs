@@ -196,6 +196,14 @@ impl Stream {
         self.reader.buffered()
     }
 
+    /// Tells that nothing will be read for a while: until the next event is asked for, what arrives wakes nobody. The
+    /// server sends message by message, and each would.
+    ///
+    /// Errors when the system does not let go of the socket; the stream is then over.
+    pub fn rest(&mut self) -> Result<()> {
+        self.reader.rest()
+    }
+
     /// Tells the server what was written, flushed and applied; it forgets the WAL before `flushed`. Cancel safe in
     /// so far as the message is sent as a whole, by this call or the next one.
     pub async fn confirm(&mut self, written: Lsn, flushed: Lsn, applied: Lsn) -> Result<()> {

@@ -42,11 +42,8 @@ impl Crowd {
         Ok(Self { since: Instant::now(), count: 0, many: false, timer })
     }
 
-    /// `count` more transactions were read: waits before reading on if there are many.
-    ///
-    /// # Errors
-    /// The timer fails.
-    pub(super) async fn gather(&mut self, count: u64) -> io::Result<()> {
+    /// `count` more transactions were read: whether there are many.
+    pub(super) fn is_many(&mut self, count: u64) -> bool {
         self.count += count;
         let elapsed = self.since.elapsed();
         if elapsed >= SPAN {
@@ -54,9 +51,14 @@ impl Crowd {
             self.many = u128::from(self.count) >= expected;
             (self.since, self.count) = (Instant::now(), 0);
         }
-        if !self.many {
-            return Ok(());
-        }
+        self.many
+    }
+
+    /// Waits while more gather.
+    ///
+    /// # Errors
+    /// The timer fails.
+    pub(super) async fn gather(&mut self) -> io::Result<()> {
         let once = Itimerspec {
             it_interval: Timespec::default(),
             it_value: Timespec { tv_sec: 0, tv_nsec: GATHER.subsec_nanos().into() },

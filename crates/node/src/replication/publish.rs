@@ -210,7 +210,11 @@ impl<'a> Publisher<'a> {
         if self.hurry() {
             return Ok(());
         }
-        Ok(self.crowd.gather(self.transactions - before).await?)
+        if self.crowd.is_many(self.transactions - before) {
+            self.stream.rest()?;
+            self.crowd.gather().await?;
+        }
+        Ok(())
     }
 
     async fn event(&mut self, event: Event) -> Result<()> {
