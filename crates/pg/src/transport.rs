@@ -130,8 +130,8 @@ impl Socket {
             }
             Self::Unix(stream) => {
                 let halves = unix::split(stream);
-                let (read, write) =
-                    halves.map_err(|error| Error::io("splitting a connection to PostgreSQL", error))?;
+                let (read, write) = halves
+                    .map_err(|error| Error::io("splitting a connection to PostgreSQL", error))?;
                 (ReadHalf::Unix(read), WriteHalf::Unix(write))
             }
             Self::Tls(stream) => {

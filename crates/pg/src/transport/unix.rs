@@ -17,6 +17,10 @@ use tokio::net::UnixStream;
 ///
 /// # Errors
 /// The process has no descriptors left.
+#[allow(
+    deprecated,
+    reason = "its successor is unsafe; an owned socket stays open as long as its half lives"
+)]
 pub(crate) fn split(stream: UnixStream) -> io::Result<(UnixReader, UnixWriter)> {
     let stream = stream.into_std()?;
     let other = AsyncFd::with_interest(stream.try_clone()?, Interest::WRITABLE)?;
