@@ -155,13 +155,15 @@ impl History {
             if node == origin {
                 continue;
             }
-            let unseen = commits.partition_point(|commit| commit.lsn <= vector.get(node));
             knows_own |= node == here;
-            match (commits.get(unseen), commits.back()) {
-                (Some(unseen), _) => bound = bound.min(unseen.time.plus_us(-1)),
+            let Some(last) = commits.back() else { continue };
+            let seen = vector.get(node);
+            if last.lsn > seen {
+                let unseen = commits.partition_point(|commit| commit.lsn <= seen);
+                bound = bound.min(commits[unseen].time.plus_us(-1));
+            } else if node == here {
                 // Local commits that are not decoded yet are younger than the last that is.
-                (None, Some(last)) if node == here => bound = bound.min(last.time),
-                (None, _) => {}
+                bound = bound.min(last.time);
             }
         }
         if knows_own { bound } else { Timestamp(i64::MIN) }
