@@ -8,7 +8,11 @@
 //! Rows and unique values are named by [`Digest`]s. The index never decides alone: it says that a transaction must be
 //! looked at closely, and answers exactly when it is.
 
+mod arrivals;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use arrivals::Arrivals;
 
 use crate::ids::NodeId;
 use crate::lsn::Lsn;
@@ -112,11 +116,7 @@ pub struct History {
     /// By origin, in the order of registration, which is that of its commits.
     entries: BTreeMap<NodeId, VecDeque<(Lsn, Entry)>>,
     /// Rows that were inserted here by remote transactions which the decoding of the own WAL has not passed yet.
-    arrivals: BTreeMap<Digest, RowVersion>,
-    arrival_order: BTreeMap<NodeId, VecDeque<(Lsn, Digest)>>,
-    /// More rows arrived than are remembered: until then, by origin, nothing is known of them.
-    unknown_arrivals: VersionVector,
-    arrivals_max: usize,
+    arrivals: Arrivals,
     /// Per side of a foreign key, the last write of each origin that matters to the other side.
     touched: BTreeMap<Digest, VersionVector>,
 }
@@ -124,7 +124,7 @@ pub struct History {
 impl History {
     /// An empty index that remembers at most `arrivals_max` rows whose arrival has not been decoded yet.
     pub fn new(arrivals_max: usize) -> Self {
-        Self { arrivals_max, ..Self::default() }
+        Self { arrivals: Arrivals::new(arrivals_max), ..Self::default() }
     }
 
     /// A transaction of `origin` has committed, after all others that are known of it, having seen `vector`. It need
@@ -157,13 +157,15 @@ impl History {
             if node == origin {
                 continue;
             }
-            let unseen = commits.partition_point(|commit| commit.lsn <= vector.get(node));
             knows_own |= node == here;
-            match (commits.get(unseen), commits.back()) {
-                (Some(unseen), _) => bound = bound.min(unseen.time.plus_us(-1)),
+            let Some(last) = commits.back() else { continue };
+            let seen = vector.get(node);
+            if last.lsn > seen {
+                let unseen = commits.partition_point(|commit| commit.lsn <= seen);
+                bound = bound.min(commits[unseen].time.plus_us(-1));
+            } else if node == here {
                 // Local commits that are not decoded yet are younger than the last that is.
-                (None, Some(last)) if node == here => bound = bound.min(last.time),
-                (None, _) => {}
+                bound = bound.min(last.time);
             }
         }
         if knows_own { bound } else { Timestamp(i64::MIN) }
@@ -239,8 +241,7 @@ impl History {
         *tombstone = version.max(*tombstone);
         let entries = self.entries.entry(version.origin).or_default();
         entries.push_back((version.lsn, Entry::Tombstone(row)));
-        self.arrivals.get(&row).is_some_and(|arrived| *arrived < version)
-            || !self.unknown_arrivals.is_empty()
+        self.arrivals.may_have_older(row, version)
     }
 
     /// The latest delete of a row that is remembered.
@@ -255,34 +256,17 @@ impl History {
 
     /// A remote transaction inserts a row here.
     pub fn arrived(&mut self, row: Digest, version: RowVersion) {
-        if self.arrivals.len() >= self.arrivals_max {
-            self.unknown_arrivals.advance(version.origin, version.lsn);
-            return;
-        }
-        self.arrivals.insert(row, version);
-        let order = self.arrival_order.entry(version.origin).or_default();
-        order.push_back((version.lsn, row));
+        self.arrivals.push(row, version);
     }
 
     /// Whether a remote transaction may have inserted the row here since what has been decoded of the own WAL.
-    pub fn may_have_arrived(&self, row: Digest) -> bool {
-        self.arrivals.contains_key(&row) || !self.unknown_arrivals.is_empty()
+    pub fn may_have_arrived(&mut self, row: Digest) -> bool {
+        self.arrivals.may_have(row)
     }
 
     /// The own WAL has been decoded up to where the transaction `through` of `origin` was applied.
     pub fn decoded(&mut self, origin: NodeId, through: Lsn) {
-        let order = self.arrival_order.entry(origin).or_default();
-        while let Some(&(lsn, row)) = order.front().filter(|(lsn, _)| *lsn <= through) {
-            order.pop_front();
-            let current = self.arrivals.get(&row);
-            if current.is_some_and(|version| version.origin == origin && version.lsn <= lsn) {
-                self.arrivals.remove(&row);
-            }
-        }
-        if self.unknown_arrivals.get(origin) <= through && !self.unknown_arrivals.is_empty() {
-            self.unknown_arrivals =
-                self.unknown_arrivals.iter().filter(|(node, _)| *node != origin).collect();
-        }
+        self.arrivals.decoded(origin, through);
     }
 
     /// Whether a delete of the row is remembered that the writer had not seen.

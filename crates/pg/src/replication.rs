@@ -190,10 +190,25 @@ impl Stream {
         }
     }
 
-    /// Whether another message is already here, so that [`Stream::next`] needs no system call.
+    /// The next event if it is here as a whole, without a system call.
+    ///
+    /// Errors as [`Stream::next`].
     #[inline]
-    pub fn buffered(&self) -> bool {
-        self.reader.buffered()
+    pub fn try_next(&mut self) -> Result<Option<Event>> {
+        while let Some((tag, body)) = self.reader.try_next()? {
+            if let Some(event) = read_event(tag, body)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tells that nothing will be read for a while: until the next event is asked for, what arrives wakes nobody. The
+    /// server sends message by message, and each would.
+    ///
+    /// Errors when the system does not let go of the socket; the stream is then over.
+    pub fn rest(&mut self) -> Result<()> {
+        self.reader.rest()
     }
 
     /// Tells the server what was written, flushed and applied; it forgets the WAL before `flushed`. Cancel safe in

@@ -1,5 +1,7 @@
 //! The socket to a server: TCP or unix, with TLS when it is asked for, and its two halves.
 
+mod unix;
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,7 +10,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio::net::{TcpStream, UnixStream, tcp};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -25,14 +27,14 @@ pub(crate) enum Socket {
 /// The reading half.
 pub(crate) enum ReadHalf {
     Tcp(tcp::OwnedReadHalf),
-    Unix(unix::OwnedReadHalf),
+    Unix(unix::UnixReader),
     Tls(tokio::io::ReadHalf<TlsStream<TcpStream>>),
 }
 
 /// The writing half.
 pub(crate) enum WriteHalf {
     Tcp(tcp::OwnedWriteHalf),
-    Unix(unix::OwnedWriteHalf),
+    Unix(unix::UnixWriter),
     Tls(tokio::io::WriteHalf<TlsStream<TcpStream>>),
 }
 
@@ -120,21 +122,23 @@ async fn start_tls(
 
 impl Socket {
     /// The two halves, for two tasks.
-    pub(crate) fn split(self) -> (ReadHalf, WriteHalf) {
-        match self {
+    pub(crate) fn split(self) -> Result<(ReadHalf, WriteHalf)> {
+        Ok(match self {
             Self::Tcp(stream) => {
                 let (read, write) = stream.into_split();
                 (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
             }
             Self::Unix(stream) => {
-                let (read, write) = stream.into_split();
+                let halves = unix::split(stream);
+                let (read, write) = halves
+                    .map_err(|error| Error::io("splitting a connection to PostgreSQL", error))?;
                 (ReadHalf::Unix(read), WriteHalf::Unix(write))
             }
             Self::Tls(stream) => {
                 let (read, write) = tokio::io::split(*stream);
                 (ReadHalf::Tls(read), WriteHalf::Tls(write))
             }
-        }
+        })
     }
 }
 
@@ -187,8 +191,16 @@ impl ReadHalf {
     pub(crate) async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Tcp(half) => half.read_buf(buffer).await,
-            Self::Unix(half) => half.read_buf(buffer).await,
+            Self::Unix(half) => half.read(buffer).await,
             Self::Tls(half) => half.read_buf(buffer).await,
+        }
+    }
+
+    /// Until the next read nobody need be woken by what arrives.
+    pub(crate) fn rest(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(_) | Self::Tls(_) => Ok(()),
+            Self::Unix(half) => half.rest(),
         }
     }
 }
@@ -198,7 +210,7 @@ impl WriteHalf {
     pub(crate) async fn write(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Tcp(half) => half.write_buf(buffer).await,
-            Self::Unix(half) => half.write_buf(buffer).await,
+            Self::Unix(half) => half.write(buffer).await,
             Self::Tls(half) => half.write_buf(buffer).await,
         }
     }
@@ -215,7 +227,7 @@ impl WriteHalf {
     pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(half) => half.shutdown().await,
-            Self::Unix(half) => half.shutdown().await,
+            Self::Unix(half) => half.shutdown(),
             Self::Tls(half) => half.shutdown().await,
         }
     }

@@ -123,8 +123,9 @@ impl System {
                 }
             }
             Self::Pglogical { .. } => {
-                let stop = "select pglogical.alter_subscription_disable('bench', true)";
-                self.receiver().try_rows(stop).await?;
+                let name = &self.receiver().name;
+                let stop = format!("select pglogical.alter_subscription_disable('{name}', true)");
+                self.receiver().try_rows(&stop).await?;
             }
         }
         Ok(())
@@ -138,8 +139,9 @@ impl System {
                 cluster.node(2).resume();
             }
             Self::Pglogical { .. } => {
-                let go = "select pglogical.alter_subscription_enable('bench', true)";
-                self.receiver().try_rows(go).await?;
+                let name = &self.receiver().name;
+                let go = format!("select pglogical.alter_subscription_enable('{name}', true)");
+                self.receiver().try_rows(&go).await?;
             }
         }
         Ok(())
@@ -173,16 +175,18 @@ async fn prepare(server: &Postgres) -> Result<()> {
     Ok(())
 }
 
+/// The subscription has the subscriber's name, which is part of its slot's: two of one name would be one.
 async fn subscribe(subscriber: &Postgres, provider: &Postgres) -> Result<()> {
+    let name = &subscriber.server().name;
     let subscribe = format!(
-        "select pglogical.create_subscription('bench', '{}', synchronize_structure := false,
+        "select pglogical.create_subscription('{name}', '{}', synchronize_structure := false,
          synchronize_data := false)",
         pglogical::dsn(provider.server())
     );
     subscriber.server().try_rows(&subscribe).await?;
-    let status = "select status from pglogical.show_subscription_status('bench')";
+    let status = format!("select status from pglogical.show_subscription_status('{name}')");
     let wait = try_eventually(SETUP_TIMEOUT, async || {
-        subscriber.server().shows(status, &["replicating"]).await
+        subscriber.server().shows(&status, &["replicating"]).await
     });
     match wait.await {
         Ok(()) => Ok(()),

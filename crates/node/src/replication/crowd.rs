@@ -11,20 +11,27 @@ use rustix::time::{
 use tokio::io::unix::AsyncFd;
 
 /// The span over which transactions are counted.
-const SPAN: Duration = Duration::from_millis(2);
+const SPAN: Duration = Duration::from_millis(5);
 
-/// From this many transactions in [`SPAN`] on, they are left to gather: 5000 per second.
+/// From this many transactions in [`SPAN`] on, they are left to gather: 2000 per second.
 const MANY: u64 = 10;
 
-/// How long they gather: no more than fits into the socket to the server, and nothing that anybody would notice.
-const GATHER: Duration = Duration::from_micros(400);
+/// So many transactions gather, about as many as fit into a quarter of the socket to the server.
+const GATHERED: u64 = 32;
+
+/// They gather no longer than this, which nobody notices at such a rate.
+const GATHER_MAX: Duration = Duration::from_millis(2);
+
+/// And no shorter: the waiting itself costs something.
+const GATHER_MIN: Duration = Duration::from_micros(200);
 
 /// Watches the rate of a stream. Every message wakes its reader, which costs more than the message itself; in a crowd
 /// the reader lets them gather for a moment. A stream below the rate is read at once.
 pub(super) struct Crowd {
     since: Instant,
     count: u64,
-    many: bool,
+    /// How long transactions gather, if there are many.
+    gather: Option<Duration>,
     /// The runtime's own timers are not finer than a millisecond or two.
     timer: AsyncFd<OwnedFd>,
 }
@@ -39,27 +46,28 @@ impl Crowd {
     pub(super) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
-        Ok(Self { since: Instant::now(), count: 0, many: false, timer })
+        Ok(Self { since: Instant::now(), count: 0, gather: None, timer })
     }
 
-    /// `count` more transactions were read: waits before reading on if there are many.
-    ///
-    /// # Errors
-    /// The timer fails.
-    pub(super) async fn gather(&mut self, count: u64) -> io::Result<()> {
+    /// `count` more transactions were read. Answers how long the next ones are to gather if there are many.
+    pub(super) fn counted(&mut self, count: u64) -> Option<Duration> {
         self.count += count;
         let elapsed = self.since.elapsed();
         if elapsed >= SPAN {
-            let expected = elapsed.as_micros() * u128::from(MANY) / SPAN.as_micros();
-            self.many = u128::from(self.count) >= expected;
+            self.gather = gather(self.count, elapsed);
             (self.since, self.count) = (Instant::now(), 0);
         }
-        if !self.many {
-            return Ok(());
-        }
+        self.gather
+    }
+
+    /// Waits while more gather.
+    ///
+    /// # Errors
+    /// The timer fails.
+    pub(super) async fn wait(&mut self, gather: Duration) -> io::Result<()> {
         let once = Itimerspec {
             it_interval: Timespec::default(),
-            it_value: Timespec { tv_sec: 0, tv_nsec: GATHER.subsec_nanos().into() },
+            it_value: Timespec { tv_sec: 0, tv_nsec: gather.subsec_nanos().into() },
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
         loop {
@@ -71,5 +79,30 @@ impl Crowd {
                 return read.map(|_| ());
             }
         }
+    }
+}
+
+/// How long transactions gather of which so many came in `elapsed`.
+fn gather(count: u64, elapsed: Duration) -> Option<Duration> {
+    let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+    let expected = elapsed_us.saturating_mul(MANY) / SPAN.as_micros() as u64;
+    if count == 0 || count < expected {
+        return None;
+    }
+    let us = elapsed_us.saturating_mul(GATHERED) / count;
+    Some(Duration::from_micros(us).clamp(GATHER_MIN, GATHER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_transactions_are_read_at_once_and_many_gather() {
+        let of = |count, ms| gather(count, Duration::from_millis(ms));
+        assert_eq!((of(0, 5), of(9, 5), of(19, 10), of(1, 1000)), (None, None, None, None));
+        assert_eq!(of(10, 5), Some(GATHER_MAX), "2000 per second");
+        assert_eq!(of(320, 10), Some(Duration::from_millis(1)), "32,000 per second");
+        assert_eq!(of(100_000, 10), Some(GATHER_MIN));
     }
 }

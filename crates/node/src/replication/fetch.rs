@@ -18,7 +18,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use super::durability::Ack;
-use super::publish::{Syncing, synced};
+use super::publish::{Syncing, TICK, synced};
 use super::serve::{self, Answer, Request};
 use super::spool::{Frame, SpoolError, Tail, Writer};
 use super::{Shared, retry};
@@ -182,8 +182,7 @@ async fn receive(
     let mut stream = open_stream(shared, writer, origin, incarnation, source).await?;
     shared.status.fetching(origin, source);
     let timeout = Duration::from_millis(shared.config.stream_timeout_ms);
-    let period = Duration::from_millis(shared.config.sync_interval_ms.max(1));
-    let mut due = tokio::time::interval(period);
+    let mut due = tokio::time::interval(TICK);
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut silent_since = Instant::now();
     let mut buffer = BytesMut::with_capacity(256 << 10);
@@ -191,7 +190,8 @@ async fn receive(
     let mut answers = Answers::default();
     // What is here already is acknowledged too.
     let mut syncing: Option<Syncing> = Some(Box::pin(writer.sync()));
-    let mut dirty = false;
+    let sync_interval = Duration::from_millis(shared.config.sync_interval_ms);
+    let (mut dirty, mut synced_at) = (false, Instant::now());
     loop {
         tokio::select! {
             read = stream.io.read_buf(&mut buffer) => {
@@ -212,8 +212,8 @@ async fn receive(
                 answers.send(&mut stream).await?;
             }
             _ = due.tick() => {
-                if dirty && syncing.is_none() {
-                    dirty = false;
+                if dirty && syncing.is_none() && synced_at.elapsed() >= sync_interval {
+                    (dirty, synced_at) = (false, Instant::now());
                     syncing = Some(Box::pin(writer.sync()));
                 }
                 answers.now.visible = visible.borrow().get(origin);

@@ -113,7 +113,7 @@ impl Default for Config {
             spool_dir: PathBuf::new(),
             spool: spool::Config::default(),
             durability: durability::Config::default(),
-            sync_interval_ms: 50,
+            sync_interval_ms: 200,
             apply_window: 256,
             apply_window_bytes: 1 << 20,
             apply_batch_rows: 1000,

@@ -5,7 +5,7 @@
 
 mod relations;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ use super::spool::{Header, SpoolError, Tail, Writer};
 use super::{Shared, bootstrap, ddl, guard, origin_name, parse_origin_name};
 use crate::tasks::Shutdown;
 use relations::{Kind, Relation};
+
+/// How often it is looked whether something is due.
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// How often an idle stream's position is written down, so that the slot can follow the WAL.
 const IDLE_CHECKPOINT: Duration = Duration::from_secs(10);
@@ -56,6 +59,9 @@ pub(super) async fn synced(syncing: &mut Option<Syncing>) -> Result<Tail, SpoolE
 
 /// Transactions that may be read at once before others wait to be read: a bound on what is complete and not yet shown.
 const UNSHOWN_MAX: u64 = 1000;
+
+/// Who has taken so many bytes from the stream at once does not wait for more: the server may wait for room.
+const GATHER_BYTES_MAX: usize = 32 << 10;
 
 /// Publishes until the stream or the spool fails, or shutdown is asked for.
 ///
@@ -108,9 +114,13 @@ struct Publisher<'a> {
     shared: &'a Shared,
     writer: &'a mut Writer,
     stream: Stream,
-    relations: HashMap<u32, Relation>,
+    relations: BTreeMap<u32, Relation>,
     open: Open,
+    /// The origin that the stream named last, and whose it is.
+    origin: (String, Option<NodeId>),
     transactions: u64,
+    /// Bytes of messages that were taken from the stream since the last wait.
+    bytes: usize,
     /// Everything before it has been read from the stream.
     read: Lsn,
     /// What is durable here.
@@ -142,9 +152,11 @@ impl<'a> Publisher<'a> {
             shared,
             writer,
             stream,
-            relations: HashMap::new(),
+            relations: BTreeMap::new(),
             open: Open::Idle,
+            origin: (String::new(), None),
             transactions: 0,
+            bytes: 0,
             read: from,
             confirmed: from,
             gate,
@@ -162,9 +174,10 @@ impl<'a> Publisher<'a> {
     }
 
     async fn follow(&mut self, stop: &Shutdown) -> Result<()> {
-        let period = Duration::from_millis(self.shared.config.sync_interval_ms.max(1));
-        let mut sync_due = tokio::time::interval(period);
-        sync_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let sync_interval = Duration::from_millis(self.shared.config.sync_interval_ms);
+        let mut synced_at = Instant::now();
         let durability = &self.shared.durability;
         loop {
             tokio::select! {
@@ -187,9 +200,10 @@ impl<'a> Publisher<'a> {
                     self.confirm(false).await?;
                 }
                 () = durability.changed() => self.confirm(false).await?,
-                _ = sync_due.tick() => {
+                _ = tick.tick() => {
                     self.checkpoint_if_due()?;
-                    if self.unsynced {
+                    if self.unsynced && (self.hurry() || synced_at.elapsed() >= sync_interval) {
+                        synced_at = Instant::now();
                         self.begin_sync();
                     }
                     self.confirm(false).await?;
@@ -202,28 +216,37 @@ impl<'a> Publisher<'a> {
     async fn events(&mut self, first: Event) -> Result<()> {
         let before = self.transactions;
         self.event(first).await?;
-        while self.stream.buffered() && self.transactions - before < UNSHOWN_MAX {
-            let event = self.stream.next().await?;
+        while self.transactions - before < UNSHOWN_MAX
+            && let Some(event) = self.stream.try_next()?
+        {
             self.event(event).await?;
         }
+        self.shared.recent.set_decoded(self.read);
         self.writer.show()?;
         if self.hurry() {
             return Ok(());
         }
-        Ok(self.crowd.gather(self.transactions - before).await?)
+        let bytes = std::mem::take(&mut self.bytes);
+        if let Some(gather) = self.crowd.counted(self.transactions - before)
+            && bytes < GATHER_BYTES_MAX
+        {
+            self.stream.rest()?;
+            self.crowd.wait(gather).await?;
+        }
+        Ok(())
     }
 
     async fn event(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Data { body, .. } => {
                 self.pings.1 = 0;
+                self.bytes += body.len();
                 self.message(&body).await
             }
             Event::Keepalive { wal_end, reply_requested } => {
                 if matches!(self.open, Open::Idle) && wal_end > self.read {
                     self.read = wal_end;
                     self.expected_before(wal_end)?;
-                    self.shared.recent.set_decoded(wal_end);
                 }
                 if reply_requested {
                     self.pinged()?;
@@ -247,18 +270,28 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
+    /// What is seldom waited for is boxed: the state of a wait has to be made, and moved, for every message else.
     async fn message(&mut self, body: &Bytes) -> Result<()> {
         match body.first() {
             Some(b'I' | b'U' | b'D') => self.row(body),
             Some(b'T') => self.truncate(body),
+            Some(b'R') => Box::pin(self.relation(body)).await,
+            Some(b'B') if self.catalog_has_changed() => {
+                Box::pin(self.notice_catalog()).await?;
+                self.frame(body)
+            }
+            Some(b'C') if !self.rechecks.is_empty() => {
+                // Before it is spooled: after a crash it is decoded again then, and looked at again.
+                Box::pin(recheck::all(self.shared, std::mem::take(&mut self.rechecks))).await?;
+                self.frame(body)
+            }
             Some(b'Y') => Ok(()),
-            Some(b'R') => self.relation(body).await,
-            _ => self.frame(body).await,
+            _ => self.frame(body),
         }
     }
 
     /// The messages that are not rows: begin, origin, commit, logical messages.
-    async fn frame(&mut self, body: &Bytes) -> Result<()> {
+    fn frame(&mut self, body: &Bytes) -> Result<()> {
         match pgoutput::decode(body).context("decode the replication stream")? {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
@@ -266,7 +299,6 @@ impl<'a> Publisher<'a> {
                     self.expected = None;
                 }
                 self.expected_before(Lsn(commit_lsn.0 + 1))?;
-                self.notice_catalog().await?;
                 self.open = if commit_lsn <= self.writer.tail_commit_lsn() {
                     Open::Known
                 } else {
@@ -277,10 +309,12 @@ impl<'a> Publisher<'a> {
                 };
             }
             Message::Origin { lsn, name } => {
-                let origin = parse_origin_name(name).map(|(node, _)| node);
-                self.open = Open::Applied { origin, lsn };
+                if self.origin.0 != name {
+                    self.origin = (name.to_owned(), parse_origin_name(name).map(|(node, _)| node));
+                }
+                self.open = Open::Applied { origin: self.origin.1, lsn };
             }
-            Message::Commit { end_lsn, .. } => self.commit(end_lsn).await?,
+            Message::Commit { end_lsn, .. } => self.commit(end_lsn)?,
             // Messages are the users' own. DDL comes through a table, which users cannot write.
             Message::LogicalMessage { .. }
             | Message::Relation(_)
@@ -346,9 +380,7 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
-    async fn commit(&mut self, end_lsn: Lsn) -> Result<()> {
-        // Before it is spooled: after a crash it is decoded again then, and looked at again.
-        recheck::all(self.shared, std::mem::take(&mut self.rechecks)).await?;
+    fn commit(&mut self, end_lsn: Lsn) -> Result<()> {
         match std::mem::replace(&mut self.open, Open::Idle) {
             Open::Local { header, spooled: true } => {
                 self.shared.own_commits.committed(header.commit_lsn, header.xid);
@@ -369,7 +401,6 @@ impl<'a> Publisher<'a> {
             | Open::Idle => {}
         }
         self.read = self.read.max(end_lsn);
-        self.shared.recent.set_decoded(self.read);
         Ok(())
     }
 

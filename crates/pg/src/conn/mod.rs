@@ -65,7 +65,7 @@ impl Connection {
     /// Errors say address, role and database; see [`crate::ErrorKind`] for the cases.
     pub async fn connect(config: &Config, replication: bool) -> Result<Self> {
         transport::in_time(config, async {
-            let (read, write) = transport::open(config).await?.split();
+            let (read, write) = transport::open(config).await?.split()?;
             session::start(config, replication, Reader::new(read), Writer::new(write)).await
         })
         .await
@@ -190,6 +190,13 @@ impl Reader {
             Ok(length) => length.is_some_and(|length| self.buffer.len() >= length),
             Err(_) => true,
         }
+    }
+
+    /// Tells that nothing will be read for a while: until the next read, what arrives wakes nobody.
+    ///
+    /// Errors when the system does not let go of the socket; the session is then over.
+    pub fn rest(&mut self) -> Result<()> {
+        self.half.rest().map_err(|error| Error::io("resting from PostgreSQL", error))
     }
 
     /// The bytes of the next message with its header, once the header is here.

@@ -1,6 +1,6 @@
 //! The applier of one origin: gate, statements, outcomes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -114,7 +114,7 @@ pub(crate) struct Lane<'a> {
     pub(super) check: VersionCheck,
     pub(super) plans: Vec<Plan>,
     /// Plans by the very bytes of the relation message: another description is another plan.
-    pub(super) known: HashMap<Bytes, usize>,
+    pub(super) known: BTreeMap<Bytes, usize>,
     /// The relations that the current transaction has named: by OID of the origin.
     pub(super) current: HashMap<u32, (Bytes, Option<usize>)>,
     pub(super) batch: Batch,
@@ -184,7 +184,7 @@ impl<'a> Lane<'a> {
             reader,
             check,
             plans: Vec::new(),
-            known: HashMap::new(),
+            known: BTreeMap::new(),
             current: HashMap::new(),
             batch: Batch::default(),
             sent,

@@ -41,12 +41,14 @@ pub(super) struct Relation {
 }
 
 impl Publisher<'_> {
+    /// Whether a table or a policy has changed since the relations' keys were asked for.
+    pub(super) fn catalog_has_changed(&self) -> bool {
+        self.shared.catalog.load(Ordering::Acquire) != self.catalog
+    }
+
     /// After a change of a table or a policy the keys of the relations are asked for anew.
     pub(super) async fn notice_catalog(&mut self) -> Result<()> {
-        let catalog = self.shared.catalog.load(Ordering::Acquire);
-        if std::mem::replace(&mut self.catalog, catalog) == catalog {
-            return Ok(());
-        }
+        self.catalog = self.shared.catalog.load(Ordering::Acquire);
         let client = self.shared.sql("publisher").await?;
         for relation in self.relations.values_mut().filter(|known| known.kind == Kind::Replicated) {
             let Message::Relation(described) = pgoutput::decode(&relation.raw)? else { continue };
