@@ -76,16 +76,28 @@ impl Keyword {
     /// Whether a parenthesis behind it begins no call, or one that only reads.
     pub(super) fn is_before_parenthesis(self) -> bool {
         use Keyword as K;
-        match self {
-            K::Reading | K::Analyze | K::And | K::Copy | K::Do | K::End | K::Explain | K::For => {
-                true
-            }
-            K::From | K::Into | K::Replace | K::Select | K::Set | K::Table | K::To | K::True => {
-                true
-            }
-            K::User | K::Values | K::With => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            K::Reading
+                | K::Analyze
+                | K::And
+                | K::Copy
+                | K::Do
+                | K::End
+                | K::Explain
+                | K::For
+                | K::From
+                | K::Into
+                | K::Replace
+                | K::Select
+                | K::Set
+                | K::Table
+                | K::To
+                | K::True
+                | K::User
+                | K::Values
+                | K::With
+        )
     }
 }
 
