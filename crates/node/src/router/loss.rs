@@ -222,7 +222,8 @@ impl Session {
     /// What the outcome of the lost work is, as far as it is known.
     fn lost_as(&self, in_transaction: bool, in_flight: bool, why: &str) -> Failure {
         let commits = self.traits.has(Flags::END) || !in_transaction;
-        let wrote = self.traits.has(Flags::WRITES);
+        // What a function does is not known.
+        let wrote = self.traits.has(Flags::WRITES.with(Flags::CALLS));
         if in_flight && commits && wrote {
             return Failure {
                 sqlstate: "08007",

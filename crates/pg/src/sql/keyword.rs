@@ -66,8 +66,39 @@ pub(super) enum Keyword {
     User,
     Values,
     With,
+    /// One of [`READING`].
+    Reading,
     /// Any other verb.
     Other,
+}
+
+impl Keyword {
+    /// Whether a parenthesis behind it begins no call, or one that only reads.
+    pub(super) fn is_before_parenthesis(self) -> bool {
+        use Keyword as K;
+        matches!(
+            self,
+            K::Reading
+                | K::Analyze
+                | K::And
+                | K::Copy
+                | K::Do
+                | K::End
+                | K::Explain
+                | K::For
+                | K::From
+                | K::Into
+                | K::Replace
+                | K::Select
+                | K::Set
+                | K::Table
+                | K::To
+                | K::True
+                | K::User
+                | K::Values
+                | K::With
+        )
+    }
 }
 
 #[rustfmt::skip]
@@ -92,19 +123,36 @@ const KEYWORDS: [(&str, Keyword); 63] = [
     ("values", Keyword::Values), ("with", Keyword::With), ("group", Keyword::Role),
 ];
 
-/// The longest keyword, in bytes.
-const LENGTH_MAX: usize = 11;
+/// What may stand before a parenthesis in a text that only reads: syntax, and functions of PostgreSQL in everyday use.
+#[rustfmt::skip]
+const READING: [&str; 118] = [
+    "in", "or", "not", "any", "all", "some", "where", "having", "on", "using", "when", "then", "else", "as",
+    "exists", "array", "distinct", "union", "except", "intersect", "row", "over", "filter", "by", "limit", "offset",
+    "coalesce", "greatest", "least", "nullif", "cast", "extract", "between", "like", "ilike", "is", "lateral",
+    "only", "case", "interval", "numeric", "decimal", "varchar", "char", "character", "varying", "time", "timestamp",
+    "float", "bit", "returning", "rollup", "cube", "sets", "materialized", "current_timestamp", "current_time",
+    "localtime", "localtimestamp", "position", "substring", "overlay", "trim", "normalize", "count", "sum", "avg",
+    "min", "max", "now", "lower", "upper", "length", "round", "abs", "floor", "ceil", "ceiling", "mod", "concat",
+    "concat_ws", "left", "right", "split_part", "to_char", "to_date", "to_timestamp", "to_number", "date_trunc",
+    "date_part", "age", "array_agg", "string_agg", "json_agg", "jsonb_agg", "json_build_object",
+    "jsonb_build_object", "bool_and", "bool_or", "row_number", "rank", "dense_rank", "lag", "lead", "first_value",
+    "unnest", "generate_series", "array_length", "cardinality", "md5", "random", "current_setting", "format",
+    "version", "ltrim", "rtrim", "btrim", "strpos",
+];
 
-/// The keywords, as a hash table with open addresses: 256 places for a quarter of keywords.
+/// The longest word in the table, in bytes.
+const LENGTH_MAX: usize = 18;
+
+/// Both lists, one behind the other, as a hash table with open addresses.
 static TABLE: [u8; TABLE_SIZE] = table();
-const TABLE_SIZE: usize = 256;
+const TABLE_SIZE: usize = 1024;
 const FREE: u8 = u8::MAX;
 
 const fn table() -> [u8; TABLE_SIZE] {
     let mut table = [FREE; TABLE_SIZE];
     let mut index = 0;
-    while index < KEYWORDS.len() {
-        let mut place = place(KEYWORDS[index].0.as_bytes());
+    while index < KEYWORDS.len() + READING.len() {
+        let mut place = place(word(index).as_bytes());
         while table[place] != FREE {
             place = (place + 1) % TABLE_SIZE;
         }
@@ -112,6 +160,10 @@ const fn table() -> [u8; TABLE_SIZE] {
         index += 1;
     }
     table
+}
+
+const fn word(index: usize) -> &'static str {
+    if index < KEYWORDS.len() { KEYWORDS[index].0 } else { READING[index - KEYWORDS.len()] }
 }
 
 /// Where a word of at least two letters belongs; letters of both cases lead to the same place.
@@ -134,9 +186,10 @@ pub(super) fn of(word: &[u8]) -> Option<Keyword> {
         if index == FREE {
             return None;
         }
-        let (name, keyword) = KEYWORDS[usize::from(index)];
+        let name = self::word(usize::from(index));
         if name.len() == word.len() && name.as_bytes().eq_ignore_ascii_case(word) {
-            return Some(keyword);
+            let keyword = KEYWORDS.get(usize::from(index)).map(|(_, keyword)| *keyword);
+            return Some(keyword.unwrap_or(Keyword::Reading));
         }
         at = (at + 1) % TABLE_SIZE;
     }
@@ -169,7 +222,8 @@ pub(super) fn flags_of_verb(verb: Keyword) -> Flags {
             Flags::WRITES
         }
         K::Replace | K::Role | K::Share | K::System | K::Temporary | K::To => Flags::WRITES,
-        K::Transaction | K::True | K::User | K::Other => Flags::WRITES,
+        K::Transaction | K::True | K::User => Flags::WRITES,
+        K::Reading | K::Other => Flags::WRITES,
     }
 }
 
@@ -272,7 +326,7 @@ mod tests {
             assert!((2..=LENGTH_MAX).contains(&name.len()), "{name}");
             assert_eq!(of(name.as_bytes()), Some(keyword));
             assert_eq!(of(name.to_uppercase().as_bytes()), Some(keyword));
-            assert_eq!(of(format!("{name}s").as_bytes()), None, "{name}");
+            assert_eq!(of(format!("{name}_").as_bytes()), None, "{name}");
         }
         for word in
             ["", "a", "at", "selecd", "sel", "\u{e4}b", "setting", "transactional", "t\u{fc}"]
@@ -283,15 +337,22 @@ mod tests {
 
     #[test]
     fn words_are_found_at_once() {
-        let probes = |name: &str| {
-            let mut at = place(name.as_bytes());
+        let probes = |index: usize| {
+            let mut at = place(word(index).as_bytes());
             let mut count = 1;
-            while KEYWORDS[usize::from(TABLE[at])].0 != name {
+            while usize::from(TABLE[at]) != index {
                 (at, count) = ((at + 1) % TABLE_SIZE, count + 1);
             }
             count
         };
-        assert!(KEYWORDS.iter().map(|(name, _)| probes(name)).max().unwrap() <= 4);
+        let count = KEYWORDS.len() + READING.len();
+        assert!(count < usize::from(FREE));
+        let sum: usize = (0..count).map(probes).sum();
+        assert!(sum < 2 * count, "{sum}");
+        for name in READING {
+            assert!((2..=LENGTH_MAX).contains(&name.len()), "{name}");
+            assert_eq!(of(name.to_uppercase().as_bytes()), Some(Keyword::Reading));
+        }
     }
 
     #[test]

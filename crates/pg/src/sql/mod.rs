@@ -7,6 +7,7 @@
 
 mod keyword;
 mod lexer;
+pub mod reads;
 pub mod statement;
 mod tag;
 mod temporary;

@@ -40,6 +40,8 @@ impl Flags {
     pub const END: Self = Self(1 << 5);
     /// It may write, lock rows, or needs a node that takes writes.
     pub const WRITES: Self = Self(1 << 6);
+    /// It calls a function, or what looks like one, that is not known to only read: it may write all the same.
+    pub const CALLS: Self = Self(1 << 11);
     /// It holds more than one statement. The statements of a body BEGIN ATOMIC … END count.
     pub const SEVERAL: Self = Self(1 << 7);
     /// It drops a database, in which no session may be.
@@ -50,7 +52,7 @@ impl Flags {
     /// and nothing else that is said here holds.
     pub const BACKSLASH: Self = Self(1 << 10);
 
-    const NAMES: [(Self, &str); 11] = [
+    const NAMES: [(Self, &str); 12] = [
         (Self::MAY_SET, "MAY_SET"),
         (Self::SETS_UNNAMED, "SETS_UNNAMED"),
         (Self::MAY_HOLD, "MAY_HOLD"),
@@ -58,6 +60,7 @@ impl Flags {
         (Self::BEGIN, "BEGIN"),
         (Self::END, "END"),
         (Self::WRITES, "WRITES"),
+        (Self::CALLS, "CALLS"),
         (Self::SEVERAL, "SEVERAL"),
         (Self::OTHER_DATABASE_DROP, "OTHER_DATABASE_DROP"),
         (Self::OWN, "OWN"),
@@ -150,6 +153,10 @@ struct Scan {
     previous: Option<Keyword>,
     /// How many parentheses and brackets are open.
     depth: u32,
+    /// Whether the token before is a name that would be called by a parenthesis.
+    is_callable: bool,
+    /// Whether the token before is a point.
+    is_qualified: bool,
     call: Call,
     updates: bool,
     has_settings_view: bool,
@@ -210,13 +217,25 @@ impl Scan {
         if self.verb.is_none() {
             self.begin(Keyword::Other);
         }
+        self.is_callable = match (token.kind, word) {
+            (Kind::Quoted, _) | (Kind::Word, None) => true,
+            (Kind::Word, Some(word)) => self.is_qualified || !word.is_before_parenthesis(),
+            _ => false,
+        };
+        self.is_qualified = token.kind == Kind::Symbol(b'.');
         self.previous = word;
         self.tokens += 1;
     }
 
     fn symbol(&mut self, symbol: u8) {
         match symbol {
-            b'(' | b'[' => self.depth += 1,
+            b'(' => {
+                self.depth += 1;
+                if self.is_callable {
+                    self.flags |= Flags::CALLS;
+                }
+            }
+            b'[' => self.depth += 1,
             b')' | b']' => self.depth = self.depth.saturating_sub(1),
             // A setting whose class is called like a clause of SET.
             b'.' | b'=' if self.is_set_clause() => self.flags |= Flags::MAY_SET,

@@ -313,6 +313,60 @@ mod tests {
             let _ = FirstPacket::take(&mut BytesMut::from(&bytes[..]));
         }
 
+        /// Nearly right packets: what is taken is what was there, however it comes, and nothing is held beyond it.
+        #[test]
+        fn broken_packets(
+            which in 0..4_usize,
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            more: Vec<u8>,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut packet = BytesMut::new();
+            match which {
+                0 => frontend::cancel_request(&mut packet, 7, b"a longer secret"),
+                1 => packet.put_slice(b"\0\0\0\x08\x04\xd2\x16\x2f"),
+                2 => packet.put_slice(b"\0\0\0\x08\x04\xd2\x16\x30"),
+                _ => {
+                    let parameters = [("user", "eve"), ("options", "-c a=b"), ("_pq_.x", "")];
+                    frontend::startup(&mut packet, parameters.into_iter()).unwrap();
+                }
+            }
+            for (index, byte) in changes {
+                let index = index.index(packet.len());
+                packet[index] = byte;
+            }
+            packet.put_slice(&more);
+            let length = u32::from_be_bytes(*packet.first_chunk().unwrap()) as usize;
+            let whole = packet.clone();
+            let taken = FirstPacket::take(&mut packet);
+            match &taken {
+                Ok(Some(first)) => {
+                    prop_assert_eq!(&packet[..], &whole[length..]);
+                    if let FirstPacket::Startup { raw, parameters, .. } = first {
+                        prop_assert_eq!(&raw[..], &whole[..length]);
+                        let bytes = parameters.iter().map(|(name, value)| name.len() + value.len());
+                        prop_assert!(bytes.sum::<usize>() < length);
+                    }
+                }
+                Ok(None) => {
+                    prop_assert!(whole.len() < length && length <= PACKET_BYTES_MAX);
+                    prop_assert_eq!(&packet, &whole);
+                }
+                Err(_) => prop_assert_eq!(&packet, &whole),
+            }
+            // In two parts, the same comes of it, and no later than it must.
+            let cut = cut.index(whole.len() + 1);
+            let mut parts = BytesMut::from(&whole[..cut]);
+            match FirstPacket::take(&mut parts) {
+                Ok(None) => {
+                    prop_assert!(cut < 4 || cut < length);
+                    parts.extend_from_slice(&whole[cut..]);
+                    prop_assert_eq!(FirstPacket::take(&mut parts), taken);
+                }
+                early => prop_assert_eq!(early, taken),
+            }
+        }
+
         #[test]
         fn startup_round_trips(
             parameters in prop::collection::vec(("[^\0]{1,9}", "[^\0]{0,9}"), 0..9), cut: usize,

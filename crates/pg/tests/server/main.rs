@@ -7,3 +7,4 @@ mod scram;
 mod session;
 mod sql;
 mod support;
+mod traits;

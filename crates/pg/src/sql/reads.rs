@@ -1,0 +1,206 @@
+//! Decides whether a text only reads, so that any node can answer it: by its words, and by PostgreSQL's parser when it
+//! calls functions.
+//!
+//! What operators, casts, policies and rules of users call is not seen: who sends a read to a node that must not take
+//! writes has that node refuse them (`default_transaction_read_only`), and a write that this has taken for a read ends
+//! there in 25006.
+
+use std::collections::HashSet;
+use std::panic::catch_unwind;
+
+use super::TEXT_BYTES_MAX;
+use super::keyword::{self, Keyword};
+use super::lexer::{Kind, Lexer, Token};
+use super::traits::{Flags, Traits};
+
+/// Gives the rows for [`Names::add_function`].
+pub const FUNCTIONS_SQL: &str = include_str!("functions.sql");
+/// Gives the rows for [`Names::add_views`].
+pub const VIEWS_SQL: &str = include_str!("views.sql");
+
+/// Functions of PostgreSQL that are volatile and yet only read; sorted.
+const HARMLESS: [&str; 17] = [
+    "clock_timestamp",
+    "gen_random_uuid",
+    "pg_database_size",
+    "pg_indexes_size",
+    "pg_is_in_recovery",
+    "pg_relation_size",
+    "pg_sleep",
+    "pg_sleep_for",
+    "pg_sleep_until",
+    "pg_table_size",
+    "pg_tablespace_size",
+    "pg_total_relation_size",
+    "random",
+    "random_normal",
+    "timeofday",
+    "uuidv4",
+    "uuidv7",
+];
+
+/// What a text does, as far as it can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It only reads.
+    Read,
+    /// It writes, or may.
+    Write(Reason),
+}
+
+/// Why a text is not taken for a read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// By its words it writes, locks rows, or is of its session (settings, transactions, what is kept).
+    Words,
+    /// It calls or names what writes, or may: a volatile function, or a view that calls one.
+    Name(String),
+    /// It calls a function that is not known.
+    UnknownFunction(String),
+    /// It is too long, too deep, or PostgreSQL's parser refuses it.
+    Unparsed,
+}
+
+/// The functions and views of a database, by their names. Overloads of one name count as one.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Functions that only read.
+    reading: HashSet<Box<str>>,
+    /// Functions and views of which at least one of the name writes, or may.
+    writing: HashSet<Box<str>>,
+}
+
+impl Names {
+    /// Adds a function: the name of its schema, its own, and whether it is volatile.
+    pub fn add_function(&mut self, schema: &str, name: &str, is_volatile: bool) {
+        let is_harmless = schema == "pg_catalog" && HARMLESS.binary_search(&name).is_ok();
+        let names = match is_volatile && !is_harmless {
+            true => &mut self.writing,
+            false => &mut self.reading,
+        };
+        names.insert(name.into());
+    }
+
+    /// Adds views with their definitions, after all functions.
+    pub fn add_views(&mut self, mut views: Vec<(String, String)>) {
+        // A view may stand on another: until no more is found.
+        loop {
+            let count = self.writing.len();
+            views.retain(|(name, definition)| {
+                let is_read = decide(definition, self) == Verdict::Read;
+                if !is_read {
+                    self.writing.insert(name.as_str().into());
+                }
+                is_read
+            });
+            if self.writing.len() == count {
+                return;
+            }
+        }
+    }
+}
+
+/// Decides whether every statement of a text only reads.
+pub fn decide(text: &str, names: &Names) -> Verdict {
+    if text.len() > TEXT_BYTES_MAX {
+        return Verdict::Write(Reason::Unparsed);
+    }
+    let words = Traits::of(text.as_bytes()).flags;
+    if words.has(NO_READS) || !all_verbs_read(text.as_bytes()) {
+        return Verdict::Write(Reason::Words);
+    }
+    let mut calls = false;
+    let mut previous = Kind::Symbol(b';');
+    for token in Lexer::new(text.as_bytes()) {
+        calls |= token.kind == Kind::Symbol(b'(') && previous != Kind::Symbol(b';');
+        previous = token.kind;
+        if let Some(name) = name(text, token).filter(|name| names.writing.contains(&**name)) {
+            return Verdict::Write(Reason::Name(name.into_owned()));
+        }
+    }
+    match calls {
+        true => decide_calls(text, names),
+        false => Verdict::Read,
+    }
+}
+
+/// What the words of a text say that is no read, or is of one session or transaction.
+const NO_READS: Flags = Flags::WRITES
+    .with(Flags::MAY_SET)
+    .with(Flags::MAY_HOLD)
+    .with(Flags::MAY_RELEASE)
+    .with(Flags::BEGIN)
+    .with(Flags::END)
+    .with(Flags::BACKSLASH);
+
+/// Whether each statement begins with the verb of a read. Those that leave a trace in their transaction do not.
+fn all_verbs_read(text: &[u8]) -> bool {
+    let mut is_start = true;
+    for token in Lexer::new(text) {
+        match token.kind {
+            Kind::Symbol(b';') => is_start = true,
+            Kind::Symbol(b'(') if is_start => {}
+            _ if !is_start => {}
+            Kind::Word => {
+                use Keyword::{Copy, Explain, Select, Show, Table, Values, With};
+                match keyword::of(&text[token.start..token.end]) {
+                    Some(Select | Values | Table | With | Show | Explain | Copy) => {}
+                    Some(_) | None => return false,
+                }
+                is_start = false;
+            }
+            Kind::Quoted | Kind::Escaped | Kind::String | Kind::EscapedString => return false,
+            Kind::Number | Kind::Symbol(_) => return false,
+        }
+    }
+    true
+}
+
+/// The name that a token is, as PostgreSQL folds it.
+fn name(text: &str, token: Token) -> Option<std::borrow::Cow<'_, str>> {
+    let piece = text.get(token.start..token.end)?;
+    match token.kind {
+        Kind::Word if !piece.bytes().any(|byte| byte.is_ascii_uppercase()) => Some(piece.into()),
+        Kind::Word => Some(piece.to_ascii_lowercase().into()),
+        Kind::Quoted if !piece[1..].contains("\"\"") => Some(piece.trim_matches('"').into()),
+        Kind::Quoted => {
+            let inside = piece.strip_prefix('"')?.strip_suffix('"')?;
+            Some(inside.replace("\"\"", "\"").into())
+        }
+        Kind::Escaped | Kind::String | Kind::EscapedString | Kind::Number => None,
+        Kind::Symbol(_) => None,
+    }
+}
+
+/// Decides by the functions that PostgreSQL's parser finds in the text.
+fn decide_calls(text: &str, names: &Names) -> Verdict {
+    let Ok(Ok(summary)) = catch_unwind(|| pg_query::summary(text, 0, -1)) else {
+        return Verdict::Write(Reason::Unparsed);
+    };
+    for function in summary.protobuf.functions {
+        let name = function.function_name;
+        if names.writing.contains(&*name) {
+            return Verdict::Write(Reason::Name(name));
+        }
+        if !names.reading.contains(&*name) {
+            return Verdict::Write(Reason::UnknownFunction(name));
+        }
+    }
+    Verdict::Read
+}
+
+/// The value of the hint `synapsedb.route=…` in a comment at the very front of a text.
+pub fn route_hint(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(text).ok().or_else(|| {
+        // A text in another encoding begins with ASCII as well.
+        let end = text.iter().position(|byte| !byte.is_ascii())?;
+        std::str::from_utf8(&text[..end]).ok()
+    })?;
+    let comment = text.trim_ascii_start().strip_prefix("/*")?.split_once("*/")?.0;
+    let (name, value) = comment.trim_ascii().split_once('=')?;
+    let is_hint = name.trim_ascii_end().eq_ignore_ascii_case("synapsedb.route");
+    is_hint.then(|| value.trim_ascii_start())
+}
+
+#[cfg(test)]
+mod tests;
