@@ -45,9 +45,9 @@ pub struct Options {
     /// PostgreSQL's sources; without it they are fetched into the cache.
     #[arg(long)]
     pub source: Option<PathBuf>,
-    /// Lets the router's pools be as the binary has them: for one that has no such keys.
+    /// Where to write what the differing tests have printed, as `direct/NAME.out` and `routed/NAME.out`.
     #[arg(long)]
-    pub unconfigured: bool,
+    pub output: Option<PathBuf>,
 }
 
 /// What one run printed, by test.
@@ -71,6 +71,10 @@ pub async fn run(binary: Binary, options: Options) -> Result<()> {
             for (sign, line) in lines(expected, found).iter().take(SHOWN) {
                 println!("    {sign} {line}");
             }
+            if let Some(folder) = &options.output {
+                keep(&folder.join("direct"), test, expected)?;
+                keep(&folder.join("routed"), test, found)?;
+            }
         }
     }
     println!("{different} of {} files differ from a direct connection", direct.len());
@@ -78,6 +82,11 @@ pub async fn run(binary: Binary, options: Options) -> Result<()> {
         bail!("the router is seen by {different} of PostgreSQL's own tests");
     }
     Ok(())
+}
+
+fn keep(folder: &Path, test: &str, printed: &str) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    fs::write(folder.join(format!("{test}.out")), printed).context("keep what a test has printed")
 }
 
 /// Lines that only the one or only the other has, as a diff without its order.
@@ -141,11 +150,9 @@ async fn one(
 ) -> Result<Printed> {
     let cluster = binary.lay_out(1);
     let node = cluster.node(1);
-    if !options.unconfigured {
-        node.configure("router.pool_size", POOL_SIZE);
-        if let Some(mode) = &options.mode {
-            node.configure("router.pool_mode", mode.clone());
-        }
+    node.configure("router.pool_size", POOL_SIZE);
+    if let Some(mode) = &options.mode {
+        node.configure("router.pool_mode", mode.clone());
     }
     cluster.start().await;
     let mut admin = node.agent_server();

@@ -12,6 +12,9 @@ use crate::postgres::programs;
 /// Transactions whose times are logged at more than one client: writing all of them would be a load of its own.
 const SAMPLED: f64 = 0.1;
 
+/// Clients of one thread of pgbench in a crowd.
+const CLIENTS_PER_THREAD: u32 = 250;
+
 /// How statements are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -85,7 +88,8 @@ pub(super) async fn fill(server: &Server, scale: u32) -> Result<()> {
 /// What pgbench says.
 pub(super) async fn connecting_s(server: &Server, clients: u32) -> Result<f64> {
     let count = clients.to_string();
-    let text = run(server, &["-n", "-S", "-c", &count, "-j", "2", "-t", "1"]).await?;
+    let threads = threads(clients).to_string();
+    let text = run(server, &["-n", "-S", "-c", &count, "-j", &threads, "-t", "1"]).await?;
     let line = text.lines().find_map(|line| line.strip_prefix("initial connection time = "));
     let milliseconds = line.and_then(|line| line.split(' ').next());
     let milliseconds: f64 = milliseconds.context("pgbench says no time of connecting")?.parse()?;
@@ -100,7 +104,7 @@ pub(super) async fn select(server: &Server, point: Point) -> Result<Outcome> {
     let folder = tempfile::tempdir()?;
     let prefix = folder.path().join("log").display().to_string();
     let (clients, seconds) = (point.clients.to_string(), point.seconds.to_string());
-    let threads = point.clients.min(2).to_string();
+    let threads = threads(point.clients).to_string();
     let sampled = if point.clients == 1 { 1.0 } else { SAMPLED };
     let rate = format!("--sampling-rate={sampled}");
     let log = format!("--log-prefix={prefix}");
@@ -111,6 +115,11 @@ pub(super) async fn select(server: &Server, point: Point) -> Result<Outcome> {
     let elapsed = begin.elapsed();
     let (tps, transactions) = figures(&text)?;
     Ok(Outcome { tps, transactions, times_us: times(folder.path())?, elapsed })
+}
+
+/// Threads of pgbench: two, and more for a crowd, since each looks at all its clients whenever one has an answer.
+fn threads(clients: u32) -> u32 {
+    clients.min(2).max(clients / CLIENTS_PER_THREAD)
 }
 
 async fn run(server: &Server, arguments: &[&str]) -> Result<String> {
@@ -173,6 +182,11 @@ mod tests {
         assert!(figures(&text.replace(": 0 (", ": 3 (")).is_err());
         assert!(figures("").is_err());
         Ok(())
+    }
+
+    #[test]
+    fn a_crowd_has_more_threads() {
+        assert_eq!([1, 2, 100, 5_000].map(threads), [1, 2, 2, 20]);
     }
 
     #[test]

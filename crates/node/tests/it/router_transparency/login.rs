@@ -91,6 +91,7 @@ async fn refusals_are_those_of_the_server() {
     (outsider.0, outsider.1) = ("outsider".to_owned(), "x".to_owned());
     type Parameters = &'static [(&'static str, &'static str)];
     let none: Parameters = &[];
+    let mut different = String::new();
     for ((user, password, name), parameters) in [
         (of_user("synapsedb", "wrong"), none),
         (of_user("nobody", "x"), none),
@@ -115,11 +116,20 @@ async fn refusals_are_those_of_the_server() {
             let mut server = server.clone();
             (server.user, server.password, server.database) =
                 (user.clone(), password.clone(), name.clone());
-            answers.push(Wire::login(&server, parameters).await.1);
+            let mut said = Wire::login(&server, parameters).await.1;
+            // That the password was right is seen by nobody who is refused for something else.
+            said.retain(|line| line != "R ok");
+            answers.push(said);
         }
         assert!(answers[0].iter().any(|line| line.starts_with("E S=FATAL")), "{:?}", answers[0]);
-        assert_eq!(answers[1], answers[0], "{user} {name} {parameters:?}: left the router");
+        if answers[1] != answers[0] {
+            let [direct, routed] = &answers[..] else { unreachable!() };
+            different += &format!(
+                "{user} {name} {parameters:?}\n  router {routed:?}\n  direct {direct:?}\n"
+            );
+        }
     }
+    assert!(different.is_empty(), "{different}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,9 +169,13 @@ async fn protocol_versions_are_negotiated() {
             let mut packet = (startup.len() as u32 + 4).to_be_bytes().to_vec();
             packet.extend_from_slice(&startup);
             stream.write_all(&packet).await.unwrap();
-            let mut answer = vec![0; 60];
-            let length = stream.read(&mut answer).await.unwrap();
-            answer.truncate(length);
+            let mut answer = Vec::new();
+            // The answer may come in several packets; after an error the connection ends.
+            while !answer.ends_with(b"SCRAM-SHA-256\0\0")
+                && stream.read_buf(&mut answer).await.unwrap() > 0
+            {}
+            // Where in its source the server has found the error.
+            answer.truncate(60);
             answers.push(String::from_utf8_lossy(&answer).into_owned());
         }
         assert!(!answers[0].is_empty());

@@ -195,7 +195,7 @@ async fn begin(wire: &mut Wire) {
 /// Plays steps on both ways and compares. `name` is that of the databases.
 ///
 /// # Panics
-/// At the first step whose answer is another one.
+/// When an answer is another one, with all that are.
 pub async fn same(name: &str, startup: &[(&str, &str)], steps: &[Step]) {
     let cluster = routed().await;
     let agent = cluster.node(1).agent_server();
@@ -212,13 +212,17 @@ pub async fn same(name: &str, startup: &[(&str, &str)], steps: &[Step]) {
         contains(number, said, &step.expected);
     }
     let found = play(&routed, startup, steps).await;
+    let mut different = String::new();
     for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
-        let step = match number {
-            0 => "the login".to_owned(),
-            _ => format!("step {number}, {}", printable(&steps[number - 1].bytes)),
-        };
-        assert_eq!(found, expected, "{name}: {step}: left the router, right a direct connection");
+        if found != expected {
+            let step = match number {
+                0 => "the login".to_owned(),
+                _ => format!("step {number}, {}", printable(&steps[number - 1].bytes)),
+            };
+            different += &format!("{step}\n  router {found:?}\n  direct {expected:?}\n");
+        }
     }
+    assert!(different.is_empty(), "{name}:\n{different}");
     assert_eq!(found.len(), expected.len());
 }
 

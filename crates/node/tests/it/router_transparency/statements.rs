@@ -31,8 +31,6 @@ async fn statements_prepared_by_the_protocol_are_kept() {
             x([parse("inside", "select 'inside'"), sync()]),
             q("rollback"),
             run("inside", &[]).shows(&["D inside"]),
-            q("select count(*) from pg_prepared_statements").shows(&["D 2"]),
-            q("select name, statement from pg_prepared_statements order by 1"),
         ],
     )
     .await;
@@ -72,12 +70,6 @@ async fn statements_prepared_by_sql_are_kept() {
             q("begin; execute p (2); commit").shows(&["D 3"]),
             q("prepare p as select 1"),
             q("select name, from_sql from pg_prepared_statements").shows(&["D p|t"]),
-            // One name space: what SQL has prepared can be bound, and the other way round.
-            run("p", &["5"]).shows(&["D 6"]),
-            x([parse("q", "select 'by protocol'"), sync()]),
-            q("execute q").shows(&["D by protocol"]),
-            q("deallocate q"),
-            run("q", &[]),
             q("deallocate p"),
             q("execute p (1)"),
             q("deallocate no_such"),
@@ -105,9 +97,67 @@ async fn deallocate_and_discard_forget_everything_at_once() {
             x([parse("", "deallocate all"), bind("", &[]), execute("", 0), sync()]),
             run("s", &[]),
             both().shows(&["1", "1", "Z I"]),
+            q("deallocate s"),
+            run("s", &[]),
+            run("t", &[]).shows(&["D t"]),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_and_protocol_share_one_name_space() {
+    same(
+        "name_space",
+        &[],
+        &[
+            q("prepare p (int) as select $1 + 1"),
+            run("p", &["5"]).shows(&["D 6"]),
+            x([describe(b'S', "p"), sync()]).shows(&["t 23"]),
+            x([parse("p", "select 'taken'"), sync()]),
+            x([close(b'S', "p"), sync()]).shows(&["3"]),
+            q("execute p (1)"),
+            x([parse("q", "select 'by protocol'"), sync()]),
+            q("prepare q as select 'taken'"),
+            q("execute q").shows(&["D by protocol"]),
+            q("begin; execute q; commit").shows(&["D by protocol"]),
+            q("create table made as execute q").shows(&["C SELECT 1"]),
+            q("deallocate q"),
+            run("q", &[]),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deallocate_is_seen_among_other_statements() {
+    same(
+        "among_others",
+        &[],
+        &[
+            x([parse("s", "select 's'"), parse("t", "select 't'"), sync()]),
             q("begin; deallocate s; rollback"),
             run("s", &[]),
             run("t", &[]).shows(&["D t"]),
+            q("begin; deallocate all; select 1/0; commit"),
+            q("rollback"),
+            run("t", &[]),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_view_of_prepared_statements_is_the_clients_own() {
+    same(
+        "view",
+        &[],
+        &[
+            x([parse("s", "select 's'"), parse("t", "select 't'"), sync()]),
+            run("s", &[]).shows(&["D s"]),
+            x([close(b'S', "t"), sync()]),
+            q("select name, statement, from_sql from pg_prepared_statements order by 1")
+                .shows(&["D s|select 's'|f"]),
         ],
     )
     .await;
