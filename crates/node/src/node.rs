@@ -183,9 +183,15 @@ fn router_local(config: &postgres::Config, handle: &postgres::Handle) -> router:
         postgres::Mode::Managed => router::Local {
             socket: control.unix_socket(),
             reserved: Some(control.user.clone()),
+            admin: Some(config.role.clone()),
             control,
         },
-        postgres::Mode::Attached => router::Local { socket: None, reserved: None, control },
+        postgres::Mode::Attached => router::Local {
+            socket: None,
+            reserved: None,
+            admin: Some(config.role.clone()),
+            control,
+        },
     }
 }
 
@@ -209,11 +215,13 @@ impl Shown {
                 (Port::Raft, raft::api::routes(raft.clone())),
                 (Port::Raft, replication::api::routes(replication.clone())),
                 (Port::Gossip, gossip::api::routes(gossip.clone())),
+                (Port::Stats, router::stats::routes(router.clone())),
             ],
             documents: vec![
                 raft::api::document(),
                 replication::api::document(),
                 gossip::api::document(),
+                router::stats::document(),
             ],
             registry: Arc::new(registry),
             ready: readiness(&postgres, &raft, &replication),

@@ -30,6 +30,8 @@ pub(super) fn list(cluster: &Cluster) -> String {
             ),
         );
     }
+    let stats = crate::layout::ports::stats(cluster.port_base);
+    row("router", format!("curl 'http://127.0.0.1:{stats}/stats;csv'"));
     if cluster.default_password {
         lines.push(
             "  The password is the development default; nothing listens beyond this machine. POSTGRES_PASSWORD sets \

@@ -159,7 +159,9 @@ fn refuse_taken_ports(cluster: &Cluster) -> Result<()> {
         .map(|node| node.id)
         .collect();
     let nodes = cluster.nodes.iter().map(|node| (node.id, node.ports)).collect();
-    let plan = ports::Plan { read: cluster.read_port, write: cluster.write_port, nodes };
+    let stats = ports::stats(cluster.port_base);
+    let (read, write) = (cluster.read_port, cluster.write_port);
+    let plan = ports::Plan { read, write, stats, nodes };
     let taken = plan.taken(&running);
     if taken.is_empty() {
         return Ok(());

@@ -26,7 +26,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// # Errors
 /// The address cannot be bound; names the component, the address and what to do.
 pub(super) fn bind(port: Port, address: SocketAddr) -> Result<TcpListener> {
-    listen(address).with_context(|| {
+    listen(address, port == Port::Stats).with_context(|| {
         let (name, number) = (port.name(), address.port());
         format!(
             "http: the {name} port cannot listen on {address}: the port is taken by another program, or the address \
@@ -35,9 +35,13 @@ pub(super) fn bind(port: Port, address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// A shared port may be bound by all agents of a machine that run as the same user.
+fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -1,4 +1,4 @@
-//! The agent's HTTP API: four ports, one for each component that has routes, and the common routes on each of them.
+//! The agent's HTTP API: five ports, one for each component that has routes, and the common routes on each of them.
 //!
 //! **Runs on:** every node. **Invariant:** every answer that is not a success is one JSON object `{code, message}`,
 //! whoever refused the request; no request can take more than its limits or stop the agent.
@@ -38,6 +38,8 @@ pub struct Config {
     pub deadlock: SocketAddr,
     /// Where `/backup/*` is served.
     pub backup: SocketAddr,
+    /// Where `/stats` is served, the router's statistics. The agents of one machine share the port.
+    pub stats: SocketAddr,
     /// Connections at once on each port; more wait in the kernel.
     pub connections_max: usize,
     /// From a complete request head to the answer.
@@ -60,6 +62,7 @@ impl Default for Config {
             gossip: loopback(8081),
             deadlock: loopback(8082),
             backup: loopback(8083),
+            stats: loopback(8404),
             connections_max: 128,
             request_timeout_ms: 10_000,
             idle_timeout_ms: 60_000,
@@ -78,11 +81,12 @@ impl Config {
             Port::Gossip => self.gossip,
             Port::Deadlock => self.deadlock,
             Port::Backup => self.backup,
+            Port::Stats => self.stats,
         }
     }
 }
 
-/// One of the four ports.
+/// One of the five ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Port {
     /// `/raft/*`
@@ -93,11 +97,14 @@ pub enum Port {
     Deadlock,
     /// `/backup/*`
     Backup,
+    /// `/stats`
+    Stats,
 }
 
 impl Port {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Raft, Self::Gossip, Self::Deadlock, Self::Backup];
+    pub const ALL: [Self; 5] =
+        [Self::Raft, Self::Gossip, Self::Deadlock, Self::Backup, Self::Stats];
 
     /// The component's name, which is the first segment of its routes and its key in the configuration.
     pub fn name(self) -> &'static str {
@@ -106,12 +113,13 @@ impl Port {
             Self::Gossip => "gossip",
             Self::Deadlock => "deadlock",
             Self::Backup => "backup",
+            Self::Stats => "stats",
         }
     }
 
     /// The port that serves a path, if it is one of a component.
     pub fn of_path(path: &str) -> Option<Self> {
-        let first = path.strip_prefix('/')?.split('/').next()?;
+        let first = path.strip_prefix('/')?.split(['/', ';']).next()?;
         Self::ALL.into_iter().find(|port| port.name() == first)
     }
 }
@@ -162,7 +170,7 @@ struct Served {
     addresses: BTreeMap<Port, SocketAddr>,
 }
 
-/// Binds the four ports.
+/// Binds the five ports.
 ///
 /// # Errors
 /// A port cannot be bound, mostly because another program has it; names the port's component, its address and what

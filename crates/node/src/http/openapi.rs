@@ -1,4 +1,4 @@
-//! The OpenAPI document of all four ports, put together from the routes.
+//! The OpenAPI document of all ports, put together from the routes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

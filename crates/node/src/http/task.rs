@@ -1,4 +1,4 @@
-//! Serves the four ports until the agent stops.
+//! Serves the ports until the agent stops.
 
 use std::time::Duration;
 

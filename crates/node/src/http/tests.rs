@@ -21,7 +21,7 @@ struct Running {
 
 fn config() -> Config {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    Config { raft: any, gossip: any, deadlock: any, backup: any, ..Config::default() }
+    Config { raft: any, gossip: any, deadlock: any, backup: any, stats: any, ..Config::default() }
 }
 
 fn start(config: Config) -> Running {
@@ -274,6 +274,7 @@ fn the_document_names_each_path_and_where_it_is() {
     ] {
         assert!(json["paths"][path].is_object(), "{path}");
     }
+    assert_eq!(Port::of_path("/stats;csv"), Some(Port::Stats));
     let server = &json["paths"]["/backup/list"]["servers"][0]["url"];
     assert_eq!(server, "http://127.0.0.1:8083");
     // Every reference leads somewhere.

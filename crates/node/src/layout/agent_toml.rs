@@ -39,6 +39,7 @@ pub(super) fn text(cluster: &Cluster, node: &Node) -> String {
         gossip = ports.gossip,
         deadlock = ports.deadlock,
         backup = ports.backup,
+        stats = super::ports::stats(cluster.port_base),
     );
     members(&mut text, cluster);
     text

@@ -22,7 +22,8 @@ pub fn prepare_node(cluster: &Cluster, id: NodeId, source: NodeId) -> Result<Clu
     // A node that is catching up has its ports already.
     let running = pid_file::holder(&cluster.node_dir(id).join("agent.pid")).map(|_| id);
     let taken = alone.taken(running.as_slice());
-    let own = |port: u16| port != cluster.read_port && port != cluster.write_port;
+    let shared = [cluster.read_port, cluster.write_port, ports::stats(cluster.port_base)];
+    let own = |port: u16| !shared.contains(&port);
     let taken: Vec<_> = taken.iter().filter(|taken| own(taken.port)).collect();
     if !taken.is_empty() {
         let list: Vec<String> = taken.iter().map(|taken| format!("  {taken}")).collect();

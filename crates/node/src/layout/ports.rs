@@ -32,6 +32,8 @@ pub struct Plan {
     pub read: u16,
     /// The write endpoint.
     pub write: u16,
+    /// The router's statistics, by HTTP.
+    pub stats: u16,
     /// Those of the nodes, node 1 first.
     pub nodes: Vec<(NodeId, Ports)>,
 }
@@ -67,7 +69,17 @@ pub fn plan(nodes: u16, base: Option<u16>) -> Result<Plan> {
         };
         (id, ports)
     };
-    Ok(Plan { read, write, nodes: (1..=nodes).filter_map(NodeId::new).map(node).collect() })
+    Ok(Plan {
+        read,
+        write,
+        stats: stats(base),
+        nodes: (1..=nodes).filter_map(NodeId::new).map(node).collect(),
+    })
+}
+
+/// The port of the router's statistics, which the agents share as they do the endpoints.
+pub fn stats(base: Option<u16>) -> u16 {
+    base.map_or(8404, |base| base + 3)
 }
 
 /// A port that another process holds.
@@ -97,6 +109,7 @@ impl Plan {
         let mut all = vec![
             (self.read, "the read endpoint".to_owned()),
             (self.write, "the write endpoint".to_owned()),
+            (self.stats, "HTTP, statistics".to_owned()),
         ];
         for (id, ports) in &self.nodes {
             for (port, what) in [
@@ -120,7 +133,7 @@ impl Plan {
                 let Ports { postgres, raft, gossip, deadlock, backup, peers } = *ports;
                 [postgres, raft, gossip, deadlock, backup, peers].contains(&port)
             };
-            let of_endpoint = port == self.read || port == self.write;
+            let of_endpoint = [self.read, self.write, self.stats].contains(&port);
             (of_endpoint && !running.is_empty())
                 || self.nodes.iter().any(|(id, ports)| running.contains(id) && of_node(ports))
         };

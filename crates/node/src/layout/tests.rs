@@ -33,7 +33,7 @@ fn options(data: &Path, base: u16) -> Options {
 #[test]
 fn the_well_known_ports() {
     let plan = ports::plan(3, None).unwrap();
-    assert_eq!((plan.read, plan.write), (5001, 5002));
+    assert_eq!((plan.read, plan.write, plan.stats), (5001, 5002, 8404));
     let (id, third) = plan.nodes[2];
     assert_eq!(id.get(), 3);
     let Ports { postgres, raft, gossip, deadlock, backup, peers } = third;

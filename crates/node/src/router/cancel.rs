@@ -58,7 +58,8 @@ async fn every_server(worker: &Worker, pid: u32, key: &[u8]) {
         active.map(address).collect()
     };
     let cancels = addresses.into_iter().map(|address| {
-        let key = CancelKey { address: Rc::new(address), data: data.clone() };
+        let since = std::time::SystemTime::now();
+        let key = CancelKey { address: Rc::new(address), data: data.clone(), since };
         async move {
             if let Err(error) = server::cancel(&key, &worker.shared.config).await {
                 tracing::debug!("a cancel request did not reach {}: {error}", key.address.tcp);

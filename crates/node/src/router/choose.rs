@@ -111,6 +111,12 @@ pub fn choose(endpoint: Endpoint, state: &ClusterState, view: &View, own: NodeId
     }
 }
 
+/// Why a member cannot be read from now; `None` if it can.
+pub fn unfit(node: NodeId, state: &ClusterState, view: &View, own: NodeId) -> Option<Unfit> {
+    let member = state.members.get(&node).filter(|member| is_active(member));
+    member.map_or(Some(Unfit::Left), |member| fitness(node, member, view, own).err())
+}
+
 fn choose_primary(state: &ClusterState) -> Choice {
     let Some(node) = state.primary else { return Choice::Nobody(Why::NoPrimary) };
     match state.members.get(&node) {

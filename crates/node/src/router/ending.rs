@@ -12,6 +12,7 @@ use super::pool::Pool;
 use super::server::{self, Server};
 use super::session::{Ended, Lent, Session};
 use super::startup::Failure;
+use super::traffic::Flow;
 use super::turn::Turn;
 use super::worker::Worker;
 
@@ -26,6 +27,7 @@ pub(super) fn draining() -> Failure {
     }
 }
 
+/// An operator has ended the session.
 pub(super) fn killed() -> Failure {
     Failure {
         sqlstate: "57P01",
@@ -122,11 +124,11 @@ impl Session {
 
     /// Closes the connection.
     pub(super) fn end_lent(&mut self, lent: Lent) {
-        self.lent_ended(lent.pool.as_ref(), lent.since);
+        self.lent_ended(lent.pool.as_ref(), &lent.flow, lent.since);
     }
 
-    pub(super) fn lent_ended(&mut self, pool: Option<&Rc<Pool>>, since: Instant) {
-        self.account_for(pool, since);
+    pub(super) fn lent_ended(&mut self, pool: Option<&Rc<Pool>>, flow: &Flow, since: Instant) {
+        self.account_for(pool, flow, since);
         self.active = false;
         self.traits = Flags::default();
         self.used.clear();
@@ -147,9 +149,9 @@ impl Session {
         }
         cancel_if_busy(&lent.server, &self.worker).await;
         // What the session held is free when the client sees its end, as on a connection to the server itself.
-        let Lent { server, pool, since } = lent;
+        let Lent { server, pool, flow, since } = lent;
         server.io.part(&[b'X', 0, 0, 0, 4], self.worker.farewell()).await;
-        self.lent_ended(pool.as_ref(), since);
+        self.lent_ended(pool.as_ref(), &flow, since);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::task::{Context, Waker};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use synapsedb_core::ids::NodeId;
 
@@ -49,6 +49,12 @@ pub(super) struct Entry {
     pub(super) current: RefCell<Option<CancelKey>>,
     /// Why it keeps its server connection between transactions.
     pub(super) pin: Cell<Option<&'static str>>,
+    /// The server connection that it has is its own, and in no pool.
+    pub(super) dedicated: Cell<bool>,
+    /// When it asked last for a server connection.
+    pub(super) asked: Cell<Option<Instant>>,
+    /// Prepared statements that it has by name.
+    pub(super) prepared: Cell<usize>,
     end: Cell<Option<End>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -78,6 +84,9 @@ impl Entry {
             activity: Cell::new(Activity::Idle),
             current: RefCell::default(),
             pin: Cell::new(None),
+            dedicated: Cell::new(false),
+            asked: Cell::new(None),
+            prepared: Cell::new(0),
             end: Cell::new(None),
             waker: RefCell::default(),
         }
@@ -115,6 +124,14 @@ impl Entry {
     pub(super) fn settled(&self) {
         if let Some(End::PrimaryChanged(_)) = self.end.get() {
             self.end.set(None);
+        }
+    }
+
+    /// How long it has waited for a server connection.
+    pub(super) fn waited(&self) -> Duration {
+        match (self.activity.get(), self.asked.get()) {
+            (Activity::Waiting, Some(asked)) => asked.elapsed(),
+            (Activity::Idle | Activity::Waiting | Activity::Active, _) => Duration::ZERO,
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::account::Account;
+use super::console::{self, Console};
 use super::entry::Entry;
 use super::metrics::Refused;
 use super::origin;
@@ -46,9 +47,9 @@ pub(super) async fn serve(
     }
     let from = stream.peer_addr().ok();
     let patience = Duration::from_millis(shared.config.startup_timeout_ms);
-    let Ok(greeted) = timeout(patience, Box::pin(greet(&worker, stream))).await else {
+    let Ok(greeted) = timeout(patience, Box::pin(greet(&worker, endpoint, stream))).await else {
         // As PostgreSQL does: a client that takes so long to say who it is is told nothing.
-        shared.metrics.refused(Refused::Slow);
+        shared.metrics.refused(endpoint, Refused::Slow);
         return;
     };
     let (client, first) = match greeted {
@@ -66,9 +67,10 @@ pub(super) async fn serve(
             let welcomed = timeout(patience, Box::pin(arrival.welcome(startup))).await;
             drop(starting);
             match welcomed {
-                Ok(Some(session)) => Box::pin(session.run()).await,
+                Ok(Some(Welcome::Session(session))) => Box::pin(session.run()).await,
+                Ok(Some(Welcome::Console(console))) => Box::pin(console.run()).await,
                 Ok(None) => {}
-                Err(_) => shared.metrics.refused(Refused::Slow),
+                Err(_) => shared.metrics.refused(endpoint, Refused::Slow),
             }
         }
     }
@@ -122,7 +124,7 @@ impl Startup {
 }
 
 /// Settles encryption and reads what the client wants; `None` if it was refused (and told so) or has gone.
-async fn greet(worker: &Worker, stream: TcpStream) -> Option<(Socket, First)> {
+async fn greet(worker: &Worker, endpoint: Endpoint, stream: TcpStream) -> Option<(Socket, First)> {
     let mut client = Socket::Tcp(stream);
     for _ in 0..FIRST_PACKETS_MAX {
         let packet = startup::read(&mut client, worker.shared.config.startup_bytes_max).await;
@@ -134,7 +136,7 @@ async fn greet(worker: &Worker, stream: TcpStream) -> Option<(Socket, First)> {
                 return Some((client, First::Cancel { pid, key }));
             }
             (Ok(FirstPacket::Ssl), Socket::Tcp(stream)) => {
-                client = encrypt(worker, stream).await?;
+                client = encrypt(worker, endpoint, stream).await?;
             }
             (Ok(FirstPacket::Gss), Socket::Tcp(mut stream)) => {
                 stream.write_all(b"N").await.ok()?;
@@ -142,21 +144,21 @@ async fn greet(worker: &Worker, stream: TcpStream) -> Option<(Socket, First)> {
             }
             (Ok(FirstPacket::Ssl | FirstPacket::Gss), client) => {
                 let error = StartupError::Layout("the connection is encrypted already");
-                refuse_startup(worker, client, &error).await;
+                refuse_startup(worker, endpoint, client, &error).await;
                 return None;
             }
             (Err(error), client) => {
-                refuse_startup(worker, client, &error).await;
+                refuse_startup(worker, endpoint, client, &error).await;
                 return None;
             }
         }
     }
     let error = StartupError::Layout("encryption was asked for again and again");
-    refuse_startup(worker, client, &error).await;
+    refuse_startup(worker, endpoint, client, &error).await;
     None
 }
 
-async fn encrypt(worker: &Worker, mut stream: TcpStream) -> Option<Socket> {
+async fn encrypt(worker: &Worker, endpoint: Endpoint, mut stream: TcpStream) -> Option<Socket> {
     let Some(tls) = &worker.shared.tls else {
         stream.write_all(b"N").await.ok()?;
         return Some(Socket::Tcp(stream));
@@ -165,14 +167,14 @@ async fn encrypt(worker: &Worker, mut stream: TcpStream) -> Option<Socket> {
     match tls.accept(stream).await {
         Ok(stream) => Some(Socket::Tls(Box::new(stream))),
         Err(error) => {
-            worker.shared.metrics.refused(Refused::Tls);
+            worker.shared.metrics.refused(endpoint, Refused::Tls);
             tracing::debug!("a client's TLS handshake failed: {error}");
             None
         }
     }
 }
 
-async fn refuse_startup(worker: &Worker, client: Socket, error: &StartupError) {
+async fn refuse_startup(worker: &Worker, endpoint: Endpoint, client: Socket, error: &StartupError) {
     // Whoever connects and goes without a word is a port probe, not worth a count.
     let Some(sqlstate) = error.sqlstate() else { return };
     let failure = Failure {
@@ -180,7 +182,7 @@ async fn refuse_startup(worker: &Worker, client: Socket, error: &StartupError) {
         message: error.to_string(),
         hint: "This port speaks PostgreSQL's protocol, version 3.".to_owned(),
     };
-    worker.shared.metrics.refused(Refused::Malformed);
+    worker.shared.metrics.refused(endpoint, Refused::Malformed);
     client.part(&failure.fatal(), worker.farewell()).await;
 }
 
@@ -200,6 +202,13 @@ fn gone(_: std::io::Error) -> Turned {
     Turned { why: Refused::Gone, last: Bytes::new() }
 }
 
+/// What a client has become.
+enum Welcome {
+    Session(Box<Session>),
+    /// An operator's.
+    Console(Console),
+}
+
 /// A client that has said what it wants.
 struct Arrival {
     worker: Rc<Worker>,
@@ -210,11 +219,11 @@ struct Arrival {
 
 impl Arrival {
     /// Makes it a session, or tells it why not.
-    async fn welcome(mut self, startup: Startup) -> Option<Session> {
+    async fn welcome(mut self, startup: Startup) -> Option<Welcome> {
         match self.admit(&startup).await {
             Ok(admitted) => Some(self.begin(&startup, admitted)),
             Err(turned) => {
-                self.worker.shared.metrics.refused(turned.why);
+                self.worker.shared.metrics.refused(self.endpoint, turned.why);
                 self.client.part(&turned.last, self.worker.farewell()).await;
                 None
             }
@@ -240,6 +249,13 @@ impl Arrival {
             Turned::new(Refused::NoNode, &failure)
         })?;
         let keys = self.authenticate(startup, user, role.as_ref()).await?;
+        if database == console::DATABASE {
+            let may_change = console::admit(&self.worker, user, role.as_ref())?;
+            return Ok(Admitted::Operator { user: user.to_owned(), may_change, place });
+        }
+        if self.worker.holds.borrow().refuses(database) {
+            return Err(Turned::new(Refused::Server, &console::disabled(database)));
+        }
         let account = self.worker.account(user, database);
         account.proved(keys);
         if let Some(role) = &role {
@@ -248,10 +264,13 @@ impl Arrival {
         }
         let known = role.is_some_and(|role| role.may_login && role.may_connect);
         let replicates = startup.replicates();
+        if account.is_held() && account.origin(&startup.parameters).is_none() {
+            console::wait_to_come_in(&self.worker, &account).await?;
+        }
         let wish = origin::Wish { endpoint: self.endpoint, known, replicates };
         let (origin, greeting) =
             origin::find(&self.worker, &account, &startup.parameters, wish).await?;
-        Ok(Admitted { account, origin, greeting, place })
+        Ok(Admitted::Client(Box::new(Client { account, origin, greeting, place })))
     }
 
     /// One of the `clients_max` places.
@@ -361,28 +380,53 @@ impl Arrival {
         Ok(body)
     }
 
-    fn begin(self, startup: &Startup, admitted: Admitted) -> Session {
-        let Admitted { account, origin, greeting, place } = admitted;
+    fn begin(self, startup: &Startup, admitted: Admitted) -> Welcome {
         let worker = self.worker;
         let pid = worker.next_pid();
+        let (user, database) = match &admitted {
+            Admitted::Client(client) => (&client.account.user, client.account.database.as_str()),
+            Admitted::Operator { user, .. } => (user, console::DATABASE),
+        };
         let entry = Rc::new(Entry::new(
             pid,
             rand::random(),
             self.endpoint,
-            &account.user,
-            &account.database,
+            user,
+            database,
             startup.parameter("application_name").unwrap_or_default(),
             self.from,
             matches!(self.client, Socket::Tls(_)),
         ));
         worker.sessions.borrow_mut().insert(pid, Rc::clone(&entry));
         worker.shared.metrics.opened(self.endpoint);
-        Session::new(worker, self.client, account, origin, entry, greeting, place)
+        match admitted {
+            Admitted::Client(client) => {
+                let Client { account, origin, greeting, place } = *client;
+                entry.dedicated.set(origin.dedicated.is_some());
+                let session =
+                    Session::new(worker, self.client, account, origin, entry, greeting, place);
+                Welcome::Session(Box::new(session))
+            }
+            Admitted::Operator { may_change, place, .. } => {
+                Welcome::Console(Console::new(worker, self.client, entry, may_change, place))
+            }
+        }
     }
 }
 
 /// A client that may come in.
-struct Admitted {
+enum Admitted {
+    Client(Box<Client>),
+    /// Somebody who asks for the console.
+    Operator {
+        user: String,
+        may_change: bool,
+        place: OwnedSemaphorePermit,
+    },
+}
+
+/// A client, and what its startup packet comes to.
+struct Client {
     account: Rc<Account>,
     origin: Rc<Origin>,
     greeting: origin::Greeting,

@@ -1,5 +1,7 @@
 //! The router's metrics: `synapsedb_router_*`.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -104,6 +106,9 @@ pub(super) struct Metrics {
     opened: Family<ByEndpoint, Counter>,
     ended: Family<ByReason, Counter>,
     refused: Family<ByReason, Counter>,
+    /// By endpoint: those that were denied, and those that broke the protocol.
+    denied: [AtomicU64; 2],
+    malformed: [AtomicU64; 2],
     connect_failures: Family<ByNode, Counter>,
     connect_failures_all: Counter,
     pub(super) cancels: Counter,
@@ -116,6 +121,8 @@ impl Metrics {
             opened: Family::default(),
             ended: Family::default(),
             refused: Family::default(),
+            denied: Default::default(),
+            malformed: Default::default(),
             connect_failures: Family::default(),
             connect_failures_all: Counter::default(),
             cancels: Counter::default(),
@@ -166,13 +173,36 @@ impl Metrics {
         self.ended_counter(by).inc();
     }
 
-    pub(super) fn refused(&self, why: Refused) {
+    pub(super) fn refused(&self, endpoint: Endpoint, why: Refused) {
+        let counter = match why {
+            Refused::Slow | Refused::Malformed | Refused::Tls | Refused::Gone => &self.malformed,
+            Refused::TooManyStartups
+            | Refused::TooManyClients
+            | Refused::NoNode
+            | Refused::ServerNotNow
+            | Refused::Server
+            | Refused::Password
+            | Refused::Draining => &self.denied,
+        };
+        counter[endpoint as usize].fetch_add(1, Ordering::Relaxed);
         self.refused.get_or_create_owned(&ByReason { reason: why.name() }).inc();
     }
 
     pub(super) fn connect_failure(&self, node: u16) {
         self.connect_failures.get_or_create_owned(&ByNode { node }).inc();
         self.connect_failures_all.inc();
+    }
+
+    /// Sessions that began at the endpoint; connections that were denied there, and that broke the protocol.
+    pub(super) fn arrivals(&self, endpoint: Endpoint) -> (u64, u64, u64) {
+        let place = endpoint as usize;
+        let of = |counters: &[AtomicU64; 2]| counters[place].load(Ordering::Relaxed);
+        (self.opened_counter(endpoint).get(), of(&self.denied), of(&self.malformed))
+    }
+
+    /// Attempts to reach the node's server that failed.
+    pub(super) fn connect_failures(&self, node: u16) -> u64 {
+        self.connect_failures.get_or_create_owned(&ByNode { node }).get()
     }
 
     pub(super) fn totals(&self) -> Totals {

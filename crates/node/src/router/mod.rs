@@ -10,7 +10,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -18,7 +18,7 @@ use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::state::ClusterState;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -27,14 +27,17 @@ use crate::{gossip, peers, raft};
 
 pub mod api;
 pub mod choose;
+pub mod stats;
 
 mod account;
 mod breaker;
 mod cancel;
+mod console;
 mod downstream;
 mod ending;
 mod entry;
 mod expected;
+mod exposition;
 mod listen;
 mod login;
 mod loss;
@@ -61,11 +64,12 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod token;
+mod traffic;
 mod turn;
 mod upstream;
 mod worker;
 
-use snapshot::{AccountTotals, PoolSnapshot, SessionSnapshot, Snapshot};
+use snapshot::Snapshot;
 pub use task::Task;
 pub use token::Consistency;
 
@@ -209,6 +213,8 @@ pub struct Local {
     pub socket: Option<PathBuf>,
     /// The role that may not come through the router.
     pub reserved: Option<String>,
+    /// The role that may do everything on the console, though it is no superuser: the owner of the cluster's database.
+    pub admin: Option<String>,
 }
 
 /// What all parts of the router share.
@@ -233,6 +239,8 @@ struct Shared {
     snapshots: Vec<Mutex<Snapshot>>,
     /// Connections of clients, those included that have not said who they are.
     running: AtomicUsize,
+    /// The most clients that were seen at once, by endpoint.
+    most_clients: [AtomicU64; 2],
     /// The agent is stopping: no new session.
     draining: CancellationToken,
 }
@@ -243,6 +251,23 @@ impl Shared {
         let read =
             |slot: &Mutex<Snapshot>| slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.snapshots.iter().map(read).collect()
+    }
+
+    /// What the workers say now.
+    async fn look(&self) -> Vec<Snapshot> {
+        let mut answers = Vec::with_capacity(self.commands.len());
+        for commands in &self.commands {
+            let (answer, look) = oneshot::channel();
+            // Of a worker that has ended there is nothing to see.
+            if commands.send(worker::Command::Look(answer)).is_ok() {
+                answers.push(look);
+            }
+        }
+        let mut snapshots = Vec::with_capacity(answers.len());
+        for answer in answers {
+            snapshots.extend(answer.await);
+        }
+        snapshots
     }
 }
 
@@ -362,11 +387,14 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
         commands,
         snapshots: (0..workers).map(|_| Mutex::default()).collect(),
         running: AtomicUsize::new(0),
+        most_clients: Default::default(),
         draining: CancellationToken::new(),
     });
     registry.register_collector(Box::new(snapshot::Collector::new(&shared)));
     if let Some(peers) = &shared.peers {
         cancel::serve(&shared, peers);
+        stats::serve(&shared, peers);
+        console::drop_database::serve(&shared, peers);
     }
     let handle = Handle { shared: Arc::clone(&shared), read_listen, write_listen };
     Ok((handle, Task::new(shared, listeners, orders)))

@@ -294,6 +294,18 @@ impl Pool {
         self.sweep(Duration::ZERO);
     }
 
+    /// Closes the connections that nobody has now.
+    pub(super) fn close_idle(self: &Rc<Self>) {
+        let closed = std::mem::take(&mut *self.idle.borrow_mut());
+        closed.iter().for_each(|_| self.lost());
+        self.serve_waiting();
+    }
+
+    /// Looks at the connections that nobody has now.
+    pub(super) fn each_idle(&self, mut look: impl FnMut(&Server)) {
+        self.idle.borrow().iter().for_each(|server| look(server));
+    }
+
     pub(super) fn counts(&self) -> Counts {
         let waiting = self.waiting.borrow();
         let waits = || waiting.iter().filter(|waiter| !waiter.gone.get());

@@ -22,6 +22,10 @@ pub(super) struct Role {
     pub(super) may_connect: bool,
     /// Which role it is, and the settings that its sessions in the database begin with; only ever compared.
     pub(super) defaults: String,
+    /// `rolsuper`.
+    pub(super) is_superuser: bool,
+    /// A member of `pg_monitor`.
+    pub(super) may_monitor: bool,
 }
 
 /// Looks roles up, on the server beside this agent.
@@ -82,6 +86,8 @@ impl Roles {
             connections_max: row.get(2),
             may_connect: row.get(3),
             defaults: row.get(4),
+            is_superuser: row.get(5),
+            may_monitor: row.get(6),
         }))
     }
 

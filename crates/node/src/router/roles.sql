@@ -19,6 +19,8 @@ select case when r.rolvaliduntil < pg_catalog.now() then null else r.rolpassword
                    )
            ),
            ''
-       )
+       ),
+       r.rolsuper,
+       pg_catalog.pg_has_role(r.oid, 'pg_monitor', 'member')
 from pg_catalog.pg_authid as r
 where r.rolname = $1

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use postgres_protocol::message::frontend as sasl;
@@ -40,6 +40,8 @@ pub(super) struct CancelKey {
     pub(super) address: Rc<Address>,
     /// The body of BackendKeyData: process id and secret.
     pub(super) data: Bytes,
+    /// When the session was opened.
+    pub(super) since: SystemTime,
 }
 
 /// What a server connection has prepared under our names, by the time of its last use.
@@ -79,6 +81,10 @@ impl Prepared {
 
     pub(super) fn remove(&mut self, id: StatementId) {
         self.used.remove(&id);
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.used.len()
     }
 
     pub(super) fn clear(&mut self) {
@@ -289,7 +295,8 @@ async fn login(
             backend::NOTICE_RESPONSE => startup::put_message(&mut notices, tag, &body),
             backend::ERROR_RESPONSE => return Err(refused(address, &body)),
             backend::READY_FOR_QUERY => {
-                let cancel = CancelKey { address: Rc::clone(address), data };
+                let since = SystemTime::now();
+                let cancel = CancelKey { address: Rc::clone(address), data, since };
                 return Ok(Opened { server: new(io, cancel, reported), notices });
             }
             _ => {}

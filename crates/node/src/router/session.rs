@@ -30,6 +30,7 @@ use super::socket::Socket;
 use super::startup::Failure;
 use super::statements::Statement;
 use super::token::Reading;
+use super::traffic::Flow;
 use super::turn::Turn;
 use super::worker::Worker;
 use super::{Consistency, Endpoint, upstream};
@@ -95,6 +96,8 @@ pub(super) struct Session {
     home: Option<Rc<Cell<u64>>>,
     /// The request at hand, while it may be repeated on another node.
     pub(super) repeat: Repeat,
+    /// Bytes that it has sent and got since it was lent its connection.
+    pub(super) moved: (u64, u64),
 }
 
 /// A connection that a session has, and where it came from.
@@ -102,6 +105,7 @@ pub(super) struct Lent {
     pub(super) server: Box<Server>,
     /// `None` for one that was opened for this session alone.
     pub(super) pool: Option<Rc<Pool>>,
+    pub(super) flow: Rc<Flow>,
     pub(super) since: Instant,
 }
 
@@ -168,6 +172,7 @@ impl Session {
             reading: Reading { consistency, ..Reading::default() },
             home: None,
             repeat: Repeat::default(),
+            moved: (0, 0),
         }
     }
 
@@ -246,7 +251,8 @@ impl Session {
         self.entry.pin.set(self.origin.dedicated);
         Ok(greeting.server.map(|server| {
             *self.entry.current.borrow_mut() = Some(server.cancel.clone());
-            Lent { server, pool: None, since: Instant::now() }
+            let (flow, since) = self.flow(&server);
+            Lent { server, pool: None, flow, since }
         }))
     }
 
@@ -289,6 +295,7 @@ impl Session {
                 }
                 Poll::Ready(Ok(read)) => {
                     add(&self.account.counters.received, read as u64);
+                    self.moved.0 += read as u64;
                     self.inbox.extend_from_slice(&scratch[..read]);
                 }
                 Poll::Ready(Err(error)) => {
@@ -302,6 +309,9 @@ impl Session {
 
     /// A connection for a transaction that begins now, if one is idle that is as the client wants it.
     pub(super) fn lend_now(&mut self) -> Option<Lent> {
+        if self.account.is_held() {
+            return None;
+        }
         let address = self.worker.pick(self.entry.endpoint, &self.reading).ok()?;
         let pool = self.account.pool(&self.worker, &address);
         let server = pool.take(&self.wanted)?;
@@ -322,7 +332,18 @@ impl Session {
             self.settle_at(server.node());
         }
         *self.entry.current.borrow_mut() = Some(server.cancel.clone());
-        Lent { server, pool: Some(pool), since: Instant::now() }
+        let (flow, since) = self.flow(&server);
+        Lent { server, pool: Some(pool), flow, since }
+    }
+
+    /// Counts that a connection is lent.
+    fn flow(&self, server: &Server) -> (Rc<Flow>, Instant) {
+        let since = Instant::now();
+        self.entry.asked.set(Some(since));
+        add(&self.account.counters.assignments, 1);
+        let flow = self.worker.traffic.flow(self.entry.endpoint, server.node());
+        flow.begin();
+        (flow, since)
     }
 
     /// The session reads from this node from now on.
@@ -352,6 +373,10 @@ impl Session {
         let endpoint = self.entry.endpoint;
         let since = Instant::now();
         self.entry.activity.set(Activity::Waiting);
+        self.entry.asked.set(Some(since));
+        if self.account.is_held() {
+            super::console::wait_for_resume(&self.account, &self.entry).await?;
+        }
         let patience = origin::patience(&self.worker, endpoint);
         let wait_max = Duration::from_millis(self.worker.shared.config.query_wait_timeout_ms);
         let got = reach(&self.worker, endpoint, &self.reading, patience, async |address| {
@@ -364,7 +389,9 @@ impl Session {
         });
         let (server, pool) =
             got.await.map_err(|unreached: Unreached| unreached.failure(endpoint))?;
-        add(&self.account.counters.wait_us, since.elapsed().as_micros() as u64);
+        let waited = since.elapsed();
+        add(&self.account.counters.wait_us, waited.as_micros() as u64);
+        self.worker.traffic.waited(endpoint, waited);
         Ok(self.lent(server, pool))
     }
 
@@ -392,7 +419,7 @@ impl Session {
     pub(super) fn give_back(&mut self, lent: Lent) {
         self.unprepared.clear();
         self.repeat.done();
-        self.account_for(lent.pool.as_ref(), lent.since);
+        self.account_for(lent.pool.as_ref(), &lent.flow, lent.since);
         self.active = false;
         self.traits = Flags::default();
         self.entry.settled();
@@ -403,9 +430,15 @@ impl Session {
         }
     }
 
-    pub(super) fn account_for(&mut self, pool: Option<&Rc<Pool>>, since: Instant) {
-        let counters = &self.account.counters;
-        add(&counters.transaction_us, since.elapsed().as_micros() as u64);
+    pub(super) fn account_for(&mut self, pool: Option<&Rc<Pool>>, flow: &Flow, since: Instant) {
+        let took = since.elapsed();
+        add(&self.account.counters.transaction_us, took.as_micros() as u64);
+        if !self.keeps_server() {
+            flow.note(took);
+        }
+        let (received, sent) = std::mem::take(&mut self.moved);
+        flow.end(received, sent);
+        self.entry.prepared.set(self.prepared.len());
         if let Some(pool) = pool {
             pool.lent.set(pool.lent.get().saturating_sub(1));
         }
@@ -488,6 +521,7 @@ impl Session {
     pub(super) fn cycle_ended(&mut self, status: u8) {
         self.used.clear();
         self.parsing.clear();
+        add(&self.account.counters.cycles, 1);
         if status == b'I' {
             add(&self.account.counters.transactions, 1);
         }
@@ -505,6 +539,11 @@ impl Session {
             && self.reported.get("standard_conforming_strings").is_some_and(escapes)
         {
             self.traits = self.traits.with(upstream::ANYTHING);
+        }
+        if seen.has(Flags::OTHER_DATABASE_DROP)
+            && let Some(name) = statement::drop_database(text)
+        {
+            super::console::drop_database::begin(&self.worker, name);
         }
         if seen.has(Flags::MAY_SET) && self.custom.len() < CUSTOM_MAX {
             self.custom.extend(statement::custom_names(text));

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
@@ -13,9 +14,14 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use synapsedb_core::ids::NodeId;
 
+use super::account::{Account, Totals};
+use super::console::holds::Holds;
 use super::entry::{Activity, Entry};
-use super::pool::Counts;
-use super::{Endpoint, Shared, api};
+use super::pool::{Counts, Pool};
+use super::server::{Address, CancelKey};
+use super::traffic::{FlowTotals, Times};
+use super::worker::Worker;
+use super::{Endpoint, Shared, api, exposition};
 
 /// A worker at one moment.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +30,31 @@ pub(super) struct Snapshot {
     pub(super) accounts: Vec<AccountTotals>,
     /// Prepared statements that are known.
     pub(super) statements: usize,
+    pub(super) flows: Vec<FlowTotals>,
+    /// How long clients have waited for a server connection, by endpoint.
+    pub(super) waits: [Times; 2],
+    /// What operators hold back.
+    pub(super) holds: Holds,
+}
+
+impl Snapshot {
+    /// What goes on in the worker now.
+    pub(super) fn of(worker: &Worker) -> Self {
+        let accounts = worker.accounts();
+        Self {
+            sessions: worker
+                .sessions
+                .borrow()
+                .values()
+                .map(|entry| SessionSnapshot::of(entry))
+                .collect(),
+            accounts: accounts.iter().map(|account| AccountTotals::of(account)).collect(),
+            statements: worker.statements.len(),
+            flows: worker.traffic.flows(),
+            waits: worker.traffic.waits(),
+            holds: worker.holds.borrow().clone(),
+        }
+    }
 }
 
 /// A client.
@@ -38,8 +69,40 @@ pub(super) struct SessionSnapshot {
     pub(super) tls: bool,
     pub(super) since: SystemTime,
     pub(super) activity: Activity,
-    pub(super) node: Option<NodeId>,
+    /// How long it has waited for a server connection.
+    pub(super) waited: Duration,
+    /// How long ago it asked for one.
+    pub(super) asked: Option<Duration>,
+    /// Prepared statements that it has by name.
+    pub(super) prepared: usize,
+    /// The server connection that it has is in no pool.
+    pub(super) dedicated: bool,
+    /// The server connection that it has.
+    pub(super) server: Option<ServerSnapshot>,
     pub(super) pin: Option<&'static str>,
+}
+
+/// A connection to a server.
+#[derive(Clone, Debug)]
+pub(super) struct ServerSnapshot {
+    pub(super) node: NodeId,
+    /// `host:port`, or the path of its socket.
+    pub(super) address: String,
+    /// The server's process id of it.
+    pub(super) pid: u32,
+    pub(super) since: SystemTime,
+    /// How long ago it was last given back.
+    pub(super) used: Option<Duration>,
+    pub(super) prepared: usize,
+}
+
+impl ServerSnapshot {
+    fn of(key: &CancelKey) -> Self {
+        let Address { node, tcp, unix } = &*key.address;
+        let address = unix.as_ref().map_or_else(|| tcp.clone(), |path| path.display().to_string());
+        let pid = key.data.first_chunk().map_or(0, |pid| u32::from_be_bytes(*pid));
+        Self { node: *node, address, pid, since: key.since, used: None, prepared: 0 }
+    }
 }
 
 impl SessionSnapshot {
@@ -54,7 +117,11 @@ impl SessionSnapshot {
             tls: entry.tls,
             since: entry.since,
             activity: entry.activity.get(),
-            node: entry.current.borrow().as_ref().map(|key| key.address.node),
+            waited: entry.waited(),
+            asked: entry.asked.get().map(|asked| asked.elapsed()),
+            prepared: entry.prepared.get(),
+            dedicated: entry.dedicated.get(),
+            server: entry.current.borrow().as_ref().map(ServerSnapshot::of),
             pin: entry.pin.get(),
         }
     }
@@ -66,17 +133,33 @@ pub(super) struct AccountTotals {
     pub(super) user: String,
     pub(super) database: String,
     pub(super) clients: usize,
-    pub(super) transactions: u64,
-    pub(super) queries: u64,
-    /// Bytes that came from clients.
-    pub(super) received: u64,
-    /// Bytes that went to clients.
-    pub(super) sent: u64,
-    pub(super) transaction_us: u64,
-    pub(super) wait_us: u64,
-    pub(super) parses: u64,
-    pub(super) binds: u64,
+    pub(super) totals: Totals,
+    /// What was counted lately, and for how long.
+    pub(super) lately: (Duration, Totals),
     pub(super) pools: Vec<PoolSnapshot>,
+}
+
+impl AccountTotals {
+    fn of(account: &Account) -> Self {
+        let pool = |pool: &Rc<Pool>| {
+            let mut idle = Vec::new();
+            pool.each_idle(|server| {
+                let mut seen = ServerSnapshot::of(&server.cancel);
+                seen.used = Some(server.used.elapsed());
+                seen.prepared = server.prepared.count();
+                idle.push(seen);
+            });
+            PoolSnapshot { node: pool.address.node, counts: pool.counts(), idle }
+        };
+        Self {
+            user: account.user.clone(),
+            database: account.database.clone(),
+            clients: account.clients.get(),
+            totals: account.totals(),
+            lately: account.lately(),
+            pools: account.pools().iter().map(pool).collect(),
+        }
+    }
 }
 
 /// A pool.
@@ -84,6 +167,8 @@ pub(super) struct AccountTotals {
 pub(super) struct PoolSnapshot {
     pub(super) node: NodeId,
     pub(super) counts: Counts,
+    /// The connections that nobody has now.
+    pub(super) idle: Vec<ServerSnapshot>,
 }
 
 /// The clients by endpoint.
@@ -111,7 +196,7 @@ pub(super) fn endpoints(snapshots: &[Snapshot]) -> Vec<api::EndpointClients> {
 pub(super) fn pools(snapshots: &[Snapshot]) -> Vec<api::Pool> {
     let mut pools: BTreeMap<(String, String, NodeId), api::Pool> = BTreeMap::new();
     for account in snapshots.iter().flat_map(|snapshot| &snapshot.accounts) {
-        for PoolSnapshot { node, counts } in &account.pools {
+        for PoolSnapshot { node, counts, .. } in &account.pools {
             let key = (account.database.clone(), account.user.clone(), *node);
             let pool = pools.entry(key).or_insert_with(|| api::Pool {
                 database: account.database.clone(),
@@ -186,16 +271,16 @@ impl collector::Collector for Collector {
             snapshots.iter().flat_map(|snapshot| &snapshot.accounts).map(of).sum()
         };
         for (name, help, value) in [
-            ("transactions", "Transactions that were served", total(|a| a.transactions)),
-            ("queries", "Simple queries that were served", total(|a| a.queries)),
-            ("received_bytes", "Bytes that came from clients", total(|a| a.received)),
-            ("sent_bytes", "Bytes that went to clients", total(|a| a.sent)),
+            ("transactions", "Transactions that were served", total(|a| a.totals.transactions)),
+            ("queries", "Simple queries that were served", total(|a| a.totals.queries)),
+            ("received_bytes", "Bytes that came from clients", total(|a| a.totals.received)),
+            ("sent_bytes", "Bytes that went to clients", total(|a| a.totals.sent)),
         ] {
             let name = format!("synapsedb_router_{name}");
             let counter = ConstCounter::new(value);
             let encoder = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
             counter.encode(encoder)?;
         }
-        Ok(())
+        exposition::encode(&mut encoder, &shared, &snapshots)
     }
 }

@@ -122,6 +122,7 @@ impl Session {
                 }
             }
             add(&self.account.counters.received, read as u64);
+            self.moved.0 += read as u64;
             if !inbox.is_empty() {
                 inbox.extend_from_slice(&scratch[..read]);
             }
@@ -196,6 +197,7 @@ impl Session {
             self.repeat.forbid();
         }
         add(&self.account.counters.sent, taken.onward.len() as u64);
+        self.moved.1 += taken.onward.len() as u64;
         self.io.send(cx, taken.onward, &mut self.unsent).map_err(client_lost)?;
         server.inbox.extend_from_slice(&data[used..]);
         Ok(true)

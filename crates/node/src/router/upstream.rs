@@ -420,6 +420,7 @@ impl<'a> Up<'a, '_> {
             put(self.splice.output(), b'C', &[b"S", name.as_bytes(), b"\0"]);
             self.server.expected.evicted();
         }
+        add(&self.session.account.counters.server_parses, 1);
         put(self.splice.output(), b'P', &[&statement.name, b"\0", &statement.body]);
     }
 }

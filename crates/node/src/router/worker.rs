@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::account::Account;
 use super::breaker::{Breakers, Passage};
 use super::choose::{Choice, Why, choose};
+use super::console::holds::{self, Holds, Order};
 use super::entry::{End, Entry};
 use super::metrics::Refused;
 use super::roles::Roles;
@@ -26,7 +27,8 @@ use super::server::{self, Address, ConnectError};
 use super::settings::Interner;
 use super::statements::Statements;
 use super::token::{self, Consistency, Reading};
-use super::{Endpoint, PoolSnapshot, SessionSnapshot, Shared, Snapshot, login};
+use super::traffic::Traffic;
+use super::{Endpoint, Shared, Snapshot, login};
 
 /// After a failed accept (no file descriptor left, mostly): a rest instead of a spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
@@ -34,6 +36,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// What one read takes at most, in bytes.
 const READ_BYTES: usize = 64 * 1024;
+/// The console's averages are those of so many sweeps.
+const SWEEPS_OF_PERIOD: u32 = 60;
 
 /// What a worker is told from outside.
 pub(super) enum Command {
@@ -41,6 +45,8 @@ pub(super) enum Command {
     Cancel { pid: u32, key: bytes::Bytes, done: oneshot::Sender<()> },
     /// Say what goes on.
     Look(oneshot::Sender<Snapshot>),
+    /// Carry out what an operator has said; answers when it is done.
+    Order(Order, oneshot::Sender<u64>),
     /// End all sessions, and then the worker.
     Drain,
 }
@@ -53,6 +59,9 @@ pub(super) struct Worker {
     pub(super) statements: Statements,
     pub(super) roles: Roles,
     pub(super) sessions: RefCell<HashMap<u32, Rc<Entry>>>,
+    pub(super) traffic: Traffic,
+    /// What operators hold back.
+    pub(super) holds: RefCell<Holds>,
     /// Where bytes are read to, for the moment in which they are looked at.
     pub(super) scratch: RefCell<Box<[u8]>>,
     /// Where bytes are put together that do not go on as they came.
@@ -88,6 +97,8 @@ impl Worker {
             statements: Statements::default(),
             roles,
             sessions: RefCell::default(),
+            traffic: Traffic::default(),
+            holds: RefCell::default(),
             scratch: RefCell::new(vec![0; READ_BYTES].into()),
             spliced: RefCell::default(),
             accounts: RefCell::default(),
@@ -122,7 +133,12 @@ impl Worker {
     pub(super) fn account(&self, user: &str, database: &str) -> Rc<Account> {
         let mut accounts = self.accounts.borrow_mut();
         let key = (user.to_owned(), database.to_owned());
-        Rc::clone(accounts.entry(key).or_insert_with(|| Rc::new(Account::new(user, database))))
+        let known = accounts.entry(key).or_insert_with(|| {
+            let account = Account::new(user, database);
+            account.hold(self.holds.borrow().holds(database));
+            Rc::new(account)
+        });
+        Rc::clone(known)
     }
 
     /// How long is waited for a client to take the last message.
@@ -251,10 +267,16 @@ impl Worker {
 
     async fn sweep(self: Rc<Self>) {
         let idle_max = Duration::from_millis(self.shared.config.server_idle_timeout_ms);
+        let mut sweeps = 0_u32;
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
+            sweeps += 1;
+            let period_ends = sweeps.is_multiple_of(SWEEPS_OF_PERIOD);
             for account in self.accounts() {
                 account.pools().iter().for_each(|pool| pool.sweep(idle_max));
+                if period_ends {
+                    account.next_period();
+                }
             }
             self.publish();
         }
@@ -262,38 +284,12 @@ impl Worker {
 
     /// Tells the rest of the agent what goes on.
     fn publish(&self) {
-        let snapshot = self.look();
+        let snapshot = Snapshot::of(self);
         let slot = &self.shared.snapshots[usize::from(self.index)];
         *slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = snapshot;
-    }
-
-    fn look(&self) -> Snapshot {
-        let sessions = self.sessions.borrow();
-        let mut pools = Vec::new();
-        for account in self.accounts() {
-            let counters = &account.counters;
-            let mut totals = super::AccountTotals {
-                user: account.user.clone(),
-                database: account.database.clone(),
-                clients: account.clients.get(),
-                transactions: counters.transactions.get(),
-                queries: counters.queries.get(),
-                received: counters.received.get(),
-                sent: counters.sent.get(),
-                transaction_us: counters.transaction_us.get(),
-                wait_us: counters.wait_us.get(),
-                parses: counters.parses.get(),
-                binds: counters.binds.get(),
-                pools: Vec::new(),
-            };
-            for pool in account.pools() {
-                let counts = pool.counts();
-                totals.pools.push(PoolSnapshot { node: pool.address.node, counts });
-            }
-            pools.push(totals);
+        if self.index == 0 {
+            self.shared.note_most_clients();
         }
-        let sessions = sessions.values().map(|entry| SessionSnapshot::of(entry)).collect();
-        Snapshot { sessions, accounts: pools, statements: self.statements.len() }
     }
 }
 
@@ -360,7 +356,10 @@ async fn obey(worker: &Rc<Worker>, commands: &mut mpsc::UnboundedReceiver<Comman
             }
             Command::Look(answer) => {
                 worker.publish();
-                let _ = answer.send(worker.look());
+                let _ = answer.send(Snapshot::of(worker));
+            }
+            Command::Order(order, done) => {
+                let _ = done.send(holds::obey(worker, &order));
             }
             Command::Drain => return,
         }
@@ -409,7 +408,7 @@ fn begin(worker: &Rc<Worker>, endpoint: Endpoint, stream: TcpStream) {
                 drop(running);
             });
         }
-        Err(_) => worker.shared.metrics.refused(Refused::TooManyStartups),
+        Err(_) => worker.shared.metrics.refused(endpoint, Refused::TooManyStartups),
     }
 }
 

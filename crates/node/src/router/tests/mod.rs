@@ -12,6 +12,7 @@ use tokio_postgres::{Client, NoTls};
 use super::testing::{Seen, node, state_at, view};
 use super::*;
 
+mod console;
 mod limits;
 mod pooling;
 mod routing;
@@ -66,7 +67,7 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         own: node(1),
         state: watch_state,
         view: watch_view,
-        local: Some(Local { control, socket: None, reserved: None }),
+        local: Some(Local { control, socket: None, reserved: None, admin: None }),
         peers: None,
         tls: Some(tls),
         end_point,
