@@ -125,8 +125,10 @@ fn with_policies(log: &[Logged]) -> Tables {
             *latest = logged;
         }
     }
-    let mut tables = Tables::default();
-    tables.balances = balances.iter().map(|(key, balance)| format!("{key}|{balance}")).collect();
+    let mut tables = Tables {
+        balances: balances.iter().map(|(key, balance)| format!("{key}|{balance}")).collect(),
+        ..Tables::default()
+    };
     let large = latest.iter().filter(|((place, _), _)| *place == "large");
     tables.large =
         large.map(|((_, key), write)| format!("{key}|{}|{}", write.mark(), write.kept)).collect();

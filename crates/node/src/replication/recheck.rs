@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Relation, Value};
+use synapsedb_core::ids::NodeId;
 use synapsedb_core::version::RowVersion;
 use synapsedb_pg::client::Client;
 use synapsedb_pg::pgoutput::{self, Message};
@@ -139,16 +140,7 @@ async fn older_goes(
         let Some(own) = condition(other_than) else { return Ok(()) };
         found = format!("{found} and not ({own})");
     }
-    let origins = client.query(include_str!("sql/origins.sql"), &[]).await?;
-    let mut lower = Vec::new();
-    for origin in &origins {
-        if let Some((node, _)) = parse_origin_name(origin.get(1))
-            && node < recheck.version.origin
-        {
-            lower.push(origin.get::<_, String>(0));
-        }
-    }
-    lower.push("-1".to_owned());
+    let lower = lower_origins(client, recheck.version.origin).await?;
     let inherited = client.query(include_str!("sql/inherited.sql"), &[]).await?;
     let boundary = |row: &Row| -> Result<_> {
         Ok((row.get::<_, &str>(0).parse()?, row.get::<_, &str>(1).parse()?))
@@ -160,7 +152,7 @@ async fn older_goes(
         ("table", table.clone()),
         ("found", found),
         ("without_origin", inherited.node_sql("t", version.origin)),
-        ("lower", lower.join(", ")),
+        ("lower", lower),
         ("time", version.commit_time.unix_us().to_string()),
         ("schema_name", quote::literal(&relation.schema)),
         ("table_name", quote::literal(&relation.name)),
@@ -182,4 +174,16 @@ async fn older_goes(
     }
     tracing::warn!(%table, "a row that lost to a local write is locked for long: it is left to `synapsedb verify`");
     Ok(())
+}
+
+/// The numbers of the origins of nodes below one, for a list in SQL that is never empty.
+async fn lower_origins(client: &Client, than: NodeId) -> Result<String> {
+    let mut lower = Vec::new();
+    for origin in &client.query(include_str!("sql/origins.sql"), &[]).await? {
+        if parse_origin_name(origin.get(1)).is_some_and(|(node, _)| node < than) {
+            lower.push(origin.get::<_, String>(0));
+        }
+    }
+    lower.push("-1".to_owned());
+    Ok(lower.join(", "))
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use synapsedb_pg::scram::Keys;
 use tokio::sync::Notify;
 
-use super::login::Origin;
+use super::origin::{Origin, Parameters};
 use super::pool::Pool;
 use super::server::Address;
 use super::worker::Worker;
@@ -24,7 +24,7 @@ pub(super) struct Account {
     keys: RefCell<Option<Arc<Keys>>>,
     pools: RefCell<Vec<Rc<Pool>>>,
     defaults: RefCell<String>,
-    origins: RefCell<HashMap<Vec<(String, String)>, Rc<Origin>>>,
+    origins: RefCell<HashMap<Parameters, Rc<Origin>>>,
     pub(super) clients: Cell<usize>,
     pub(super) counters: Counters,
     /// An operator has paused the database: no transaction begins.
@@ -226,7 +226,7 @@ impl Account {
     }
 
     /// What a startup packet like this came to before.
-    pub(super) fn origin(&self, parameters: &[(String, String)]) -> Option<Rc<Origin>> {
+    pub(super) fn origin(&self, parameters: &Parameters) -> Option<Rc<Origin>> {
         self.origins.borrow().get(parameters).cloned()
     }
 

@@ -61,11 +61,6 @@ impl Breakers {
     pub(super) fn reached(&mut self, node: NodeId) {
         self.open.remove(&node);
     }
-
-    /// The nodes that are not closed.
-    pub(super) fn open_nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.open.keys().copied()
-    }
 }
 
 #[cfg(test)]

@@ -134,8 +134,4 @@ impl Entry {
             (Activity::Idle | Activity::Waiting | Activity::Active, _) => Duration::ZERO,
         }
     }
-
-    pub(super) fn is_ending(&self) -> Option<End> {
-        self.end.get()
-    }
 }

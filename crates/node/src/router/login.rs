@@ -206,7 +206,7 @@ fn gone(_: std::io::Error) -> Turned {
 enum Welcome {
     Session(Box<Session>),
     /// An operator's.
-    Console(Console),
+    Console(Box<Console>),
 }
 
 /// A client that has said what it wants.
@@ -297,7 +297,7 @@ impl Arrival {
     /// The agent's superuser comes from this machine and past the router only, as pg_hba.conf says.
     fn refuse_the_agents_role(&self, user: &str) -> Result<(), Turned> {
         let local = self.worker.shared.local.as_ref();
-        if !local.is_some_and(|local| local.reserved.as_deref() == Some(user)) {
+        if local.is_none_or(|local| local.reserved.as_deref() != Some(user)) {
             return Ok(());
         }
         let failure = Failure {
@@ -407,9 +407,9 @@ impl Arrival {
                     Session::new(worker, self.client, account, origin, entry, greeting, place);
                 Welcome::Session(Box::new(session))
             }
-            Admitted::Operator { may_change, place, .. } => {
-                Welcome::Console(Console::new(worker, self.client, entry, may_change, place))
-            }
+            Admitted::Operator { may_change, place, .. } => Welcome::Console(Box::new(
+                Console::new(worker, self.client, entry, may_change, place),
+            )),
         }
     }
 }

@@ -18,8 +18,8 @@ pub(super) enum Aborted {
     Ending,
 }
 
-const LOOK: &str = "Connect again. A transaction in progress was rolled back, unless its COMMIT had been sent: then look \
-                    whether it took effect.";
+const LOOK: &str = "Connect again. A transaction in progress was rolled back, unless its COMMIT had been sent: then \
+                    look whether it took effect.";
 
 /// The node is no longer the primary: its open transaction was given up.
 pub(super) fn moved(node: NodeId, primary: Option<NodeId>) -> String {

@@ -38,6 +38,7 @@ mod ending;
 mod entry;
 mod expected;
 mod exposition;
+mod lend;
 mod listen;
 mod login;
 mod loss;

@@ -20,11 +20,14 @@ use super::token::Reading;
 use super::worker::Worker;
 use super::{Endpoint, PoolMode};
 
+/// The parameters of a startup packet: names and values.
+pub(super) type Parameters = Vec<(String, String)>;
+
 /// What a startup packet comes to.
 #[derive(Debug)]
 pub(super) struct Origin {
     /// The packet's parameters.
-    pub(super) parameters: Vec<(String, String)>,
+    pub(super) parameters: Parameters,
     /// The settings that they set, as the server understood them.
     pub(super) settings: Rc<Settings>,
     /// What the server reports to such a session.
@@ -58,14 +61,15 @@ pub(super) struct Wish {
 pub(super) async fn find(
     worker: &Rc<Worker>,
     account: &Rc<Account>,
-    parameters: &[(String, String)],
+    parameters: &Parameters,
     wish: Wish,
 ) -> Result<(Rc<Origin>, Greeting), Turned> {
     let pooled = worker.shared.config.pool_mode != PoolMode::Session && !wish.replicates;
-    if pooled && wish.known {
-        if let Some(origin) = account.origin(parameters) {
-            return Ok((origin, Greeting { server: None }));
-        }
+    if pooled
+        && wish.known
+        && let Some(origin) = account.origin(parameters)
+    {
+        return Ok((origin, Greeting { server: None }));
     }
     let keys = account.keys();
     let config = &worker.shared.config;
@@ -91,7 +95,7 @@ pub(super) async fn find(
     };
     server.reported = worker.settings.intern(Settings::clone(&server.reported));
     let origin = Rc::new(Origin {
-        parameters: parameters.to_vec(),
+        parameters: parameters.clone(),
         settings: Rc::clone(&server.startup),
         reported: Rc::clone(&server.reported),
         notices,

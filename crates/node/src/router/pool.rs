@@ -33,6 +33,7 @@ pub(super) struct Pool {
     worker: Weak<Worker>,
     account: Weak<Account>,
     pub(super) address: Rc<Address>,
+    #[expect(clippy::vec_box, reason = "a connection goes to and from clients as its box")]
     idle: RefCell<Vec<Box<Server>>>,
     open: Cell<usize>,
     connecting: Cell<usize>,

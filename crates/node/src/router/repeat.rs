@@ -135,8 +135,8 @@ pub(super) fn calls_nothing_unknown(text: &[u8]) -> bool {
             |byte: &u8| byte.is_ascii_alphanumeric() || !byte.is_ascii() || b"_$\".".contains(byte);
         let word =
             before.iter().rposition(|byte| !is_word(byte)).map_or(before, |end| &before[end + 1..]);
-        let known = |harmless: &&str| word.eq_ignore_ascii_case(harmless.as_bytes());
-        word.is_empty() || HARMLESS.iter().any(|harmless| known(&harmless))
+        let known = |harmless: &str| word.eq_ignore_ascii_case(harmless.as_bytes());
+        word.is_empty() || HARMLESS.iter().any(|harmless| known(harmless))
     })
 }
 

@@ -155,7 +155,7 @@ impl Handle {
         self.client_acceptor.clone()
     }
 
-    /// The hash of the certificate that SQL clients are shown (RFC 5929), to which they may bind their password's proof.
+    /// The hash of the certificate that SQL clients are shown (RFC 5929): they may bind their password's proof to it.
     pub fn end_point(&self) -> Option<Vec<u8>> {
         self.end_point.clone()
     }

@@ -98,7 +98,7 @@ enum Attempt {
     /// A change could not be applied, perhaps for a plan that is out of date.
     Doubtful,
     /// The server refused the commit.
-    Refused(ServerError),
+    Refused(Box<ServerError>),
 }
 
 impl Lane<'_> {
@@ -130,7 +130,7 @@ impl Lane<'_> {
                     plans = Plans::New;
                 }
                 Attempt::Refused(error) => {
-                    let failure = self.failure_of(error);
+                    let failure = self.failure_of(*error);
                     self.recover().await?;
                     if matches!(constraints, Constraints::Immediate) {
                         return Err(Stop::Failed(Box::new(failure)));
@@ -179,7 +179,7 @@ impl Lane<'_> {
         }
         Ok(match self.session.run("commit", &[]).await? {
             Ok(_) => Attempt::Applied,
-            Err(error) => Attempt::Refused(error),
+            Err(error) => Attempt::Refused(Box::new(error)),
         })
     }
 
