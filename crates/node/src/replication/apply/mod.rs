@@ -8,6 +8,7 @@ mod calls;
 mod catalog;
 mod check;
 mod element;
+mod failure;
 mod gate;
 pub(crate) mod inherited;
 mod lane;
