@@ -1,6 +1,6 @@
 //! Decides whether the cluster must be told of this node, and what.
 
-use synapsedb_core::state::{ClusterState, Command, MemberStatus};
+use synapsedb_core::state::{ClusterState, Command, Member, MemberStatus};
 
 use super::Registration;
 use crate::layout::Identity;
@@ -11,7 +11,9 @@ pub(super) fn due(
     identity: &Identity,
     registration: &Registration,
 ) -> Option<Command> {
-    if registration.held {
+    let removed = |known: &Member| known.status == MemberStatus::Removed;
+    // A node that was removed ends by itself, once its server is given back.
+    if registration.held || state.members.get(&identity.node).is_some_and(removed) {
         return None;
     }
     let uuid = identity.uuid.to_string();
