@@ -171,7 +171,6 @@ impl Console {
 
     fn hello(&self) -> BytesMut {
         let mut out = BytesMut::new();
-        wire::authentication_ok(&mut out);
         for (name, value) in [
             ("server_version", concat!("1.25.0/synapsedb-", env!("CARGO_PKG_VERSION"))),
             ("client_encoding", "UTF8"),
