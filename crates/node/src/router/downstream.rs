@@ -2,6 +2,7 @@
 //! the session is followed.
 
 use bytes::{BufMut as _, Bytes};
+use synapsedb_pg::sql::traits::Flags;
 use synapsedb_pg::wire::backend;
 
 use super::expected::Verdict;
@@ -125,7 +126,7 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
             Fate::Pass
         }
         // A client that listens keeps its connection; to all others it is the leftover of somebody else's.
-        backend::NOTIFICATION_RESPONSE if session.entry.pin.get().is_none() => Fate::Drop,
+        backend::NOTIFICATION_RESPONSE if !session.may_listen() => Fate::Drop,
         backend::NOTIFICATION_RESPONSE => own_notification(session, server, body),
         backend::COPY_IN_RESPONSE | backend::COPY_BOTH_RESPONSE => {
             server.expected.copy_begins();
@@ -189,6 +190,24 @@ fn failed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
 }
 
 impl Session {
+    /// Whether it listens, or has just asked to.
+    fn may_listen(&self) -> bool {
+        self.keeps_server() || self.traits.has(Flags::MAY_HOLD)
+    }
+
+    /// Passes on what was heard while the router asked something of its own.
+    pub(super) fn pass_on_heard(&mut self, server: &mut Server) {
+        for body in std::mem::take(&mut server.heard) {
+            match own_notification(self, server, &body) {
+                Fate::Replace(message) => self.unsent.extend_from_slice(&message),
+                Fate::Pass | Fate::Drop => {
+                    let tag = backend::NOTIFICATION_RESPONSE;
+                    startup::put_message(&mut self.unsent, tag, &body);
+                }
+            }
+        }
+    }
+
     /// An error's body with the client's names of its statements in place of ours; `None` if there are none in it.
     fn with_own_names(&self, body: &[u8]) -> Option<Vec<u8>> {
         let text = std::str::from_utf8(body).ok().filter(|text| text.contains(NAME_PREFIX))?;

@@ -24,8 +24,6 @@ pub(super) struct Counts {
     pub(super) connecting: usize,
     /// Clients that wait for a connection.
     pub(super) waiting: usize,
-    /// How long the first of them has waited.
-    pub(super) waited_longest: Duration,
 }
 
 /// Connections of one kind.
@@ -315,7 +313,6 @@ impl Pool {
             idle: self.idle.borrow().len(),
             connecting: self.connecting.get(),
             waiting: waits().count(),
-            waited_longest: waits().next().map_or(Duration::ZERO, |first| first.since.elapsed()),
         }
     }
 }

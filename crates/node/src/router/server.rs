@@ -114,6 +114,8 @@ pub(super) struct Server {
     pub(super) unsent: Vec<u8>,
     /// So much of a message's body is still to be passed on to the client.
     pub(super) passing: usize,
+    /// Notifications that came while the router asked something of its own.
+    pub(super) heard: Vec<Bytes>,
     /// The ErrorResponse with which it ends the session.
     pub(super) fatal: Option<Bytes>,
     pub(super) opened: Instant,
@@ -155,6 +157,7 @@ impl Server {
                     failed = startup::error_field(&body, b'M').map(str::to_owned);
                 }
                 backend::PARAMETER_STATUS => self.note_parameter(&body),
+                backend::NOTIFICATION_RESPONSE => self.heard.push(body),
                 backend::READY_FOR_QUERY => {
                     self.status = body.first().copied().unwrap_or(b'I');
                     return failed.map_or(Ok(rows), |text| Err(AskError::Refused(text)));
@@ -319,6 +322,7 @@ fn new(io: Socket, cancel: CancelKey, reported: Settings) -> Server {
         inbox: Vec::new(),
         unsent: Vec::new(),
         passing: 0,
+        heard: Vec::new(),
         fatal: None,
         opened: now,
         used: now,

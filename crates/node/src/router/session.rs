@@ -389,6 +389,7 @@ impl Session {
                 let _ = super::state::restore(server, &self.wanted, &self.worker).await;
             }
             self.report(&lent.server);
+            self.pass_on_heard(&mut lent.server);
             return Some(lent);
         }
         self.give_back(lent);

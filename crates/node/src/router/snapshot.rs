@@ -132,7 +132,6 @@ impl SessionSnapshot {
 pub(super) struct AccountTotals {
     pub(super) user: String,
     pub(super) database: String,
-    pub(super) clients: usize,
     pub(super) totals: Totals,
     /// What was counted lately, and for how long.
     pub(super) lately: (Duration, Totals),
@@ -154,7 +153,6 @@ impl AccountTotals {
         Self {
             user: account.user.clone(),
             database: account.database.clone(),
-            clients: account.clients.get(),
             totals: account.totals(),
             lately: account.lately(),
             pools: account.pools().iter().map(pool).collect(),

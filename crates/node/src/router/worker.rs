@@ -34,6 +34,9 @@ use super::{Endpoint, Shared, Snapshot, login};
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Between two looks at what has been idle for too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// So long a connection may be idle that no client can want: PostgreSQL waits five seconds for the sessions of a
+/// database that is to be dropped.
+const CLIENTLESS_MAX: Duration = Duration::from_secs(2);
 /// What one read takes at most, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 /// The console's averages are those of so many sweeps.
@@ -273,6 +276,7 @@ impl Worker {
             sweeps += 1;
             let period_ends = sweeps.is_multiple_of(SWEEPS_OF_PERIOD);
             for account in self.accounts() {
+                let idle_max = if account.clients.get() == 0 { CLIENTLESS_MAX } else { idle_max };
                 account.pools().iter().for_each(|pool| pool.sweep(idle_max));
                 if period_ends {
                     account.next_period();

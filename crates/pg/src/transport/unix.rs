@@ -1,8 +1,8 @@
 //! The two halves of a unix socket, each a descriptor of its own that the runtime watches for one direction only.
 //!
 //! A server sends a logical replication stream message by message, and each of them would wake the runtime, which
-//! costs both sides more than the message itself. A reader that is going to wait for a while anyway [rests](UnixReader::rest):
-//! then nobody is woken.
+//! costs both sides more than the message itself. A reader that is going to wait for a while anyway
+//! [rests](UnixReader::rest): then nobody is woken.
 
 use std::io::{self, Write as _};
 use std::net::Shutdown;

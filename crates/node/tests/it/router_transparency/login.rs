@@ -159,8 +159,9 @@ async fn protocol_versions_are_negotiated() {
     // Version 3.9 with two options that no server knows, and a version that is not one.
     let mut startup = Vec::new();
     startup.extend_from_slice(&(3u32 << 16 | 9).to_be_bytes());
-    startup
-        .extend_from_slice(b"user\0synapsedb\0database\0synapsedb\0_pq_.what\01\0_pq_.else\02\0\0");
+    startup.extend_from_slice(
+        b"user\0synapsedb\0database\0synapsedb\0_pq_.what\x001\0_pq_.else\x002\0\0",
+    );
     let next = (4u32 << 16).to_be_bytes().to_vec();
     for startup in [startup, next] {
         let mut answers = Vec::new();
