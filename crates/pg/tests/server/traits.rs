@@ -9,7 +9,8 @@ use crate::support::server;
 
 const OBJECTS: &str =
     "CREATE TABLE t (a int PRIMARY KEY, b text); INSERT INTO t VALUES (1, 'x'); CREATE SEQUENCE s;
-    CREATE FUNCTION audit() RETURNS int LANGUAGE sql AS 'INSERT INTO t SELECT coalesce(max(a), 0) + 100 FROM t RETURNING a';
+    CREATE FUNCTION audit() RETURNS int LANGUAGE sql
+        AS 'INSERT INTO t SELECT coalesce(max(a), 0) + 100 FROM t RETURNING a';
     CREATE FUNCTION calm(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1';
     CREATE PROCEDURE p() LANGUAGE plpgsql AS $$ BEGIN SET work_mem = '3MB'; END $$;
     CREATE VIEW watched AS SELECT audit() AS a; CREATE VIEW above AS SELECT * FROM watched;
