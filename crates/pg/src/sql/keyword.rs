@@ -125,7 +125,7 @@ const KEYWORDS: [(&str, Keyword); 63] = [
 
 /// What may stand before a parenthesis in a text that only reads: syntax, and functions of PostgreSQL in everyday use.
 #[rustfmt::skip]
-const READING: [&str; 118] = [
+const READING: [&str; 136] = [
     "in", "or", "not", "any", "all", "some", "where", "having", "on", "using", "when", "then", "else", "as",
     "exists", "array", "distinct", "union", "except", "intersect", "row", "over", "filter", "by", "limit", "offset",
     "coalesce", "greatest", "least", "nullif", "cast", "extract", "between", "like", "ilike", "is", "lateral",
@@ -137,7 +137,10 @@ const READING: [&str; 118] = [
     "date_part", "age", "array_agg", "string_agg", "json_agg", "jsonb_agg", "json_build_object",
     "jsonb_build_object", "bool_and", "bool_or", "row_number", "rank", "dense_rank", "lag", "lead", "first_value",
     "unnest", "generate_series", "array_length", "cardinality", "md5", "random", "current_setting", "format",
-    "version", "ltrim", "rtrim", "btrim", "strpos",
+    "version", "ltrim", "rtrim", "btrim", "strpos", "pg_sleep", "pg_backend_pid", "pg_is_in_recovery",
+    "inet_server_addr", "inet_server_port", "current_database", "current_schema", "pg_typeof", "format_type",
+    "to_regclass", "pg_size_pretty", "row_to_json", "to_json", "to_jsonb", "trunc", "sqrt", "power",
+    "clock_timestamp",
 ];
 
 /// The longest word in the table, in bytes.

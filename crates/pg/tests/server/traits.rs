@@ -9,7 +9,8 @@ use crate::support::server;
 
 const OBJECTS: &str =
     "CREATE TABLE t (a int PRIMARY KEY, b text); INSERT INTO t VALUES (1, 'x'); CREATE SEQUENCE s;
-    CREATE FUNCTION audit() RETURNS int LANGUAGE sql AS 'INSERT INTO t VALUES (7) RETURNING a';
+    CREATE FUNCTION audit() RETURNS int LANGUAGE sql
+        AS 'INSERT INTO t SELECT coalesce(max(a), 0) + 100 FROM t RETURNING a';
     CREATE FUNCTION calm(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1';
     CREATE PROCEDURE p() LANGUAGE plpgsql AS $$ BEGIN SET work_mem = '3MB'; END $$;
     CREATE VIEW watched AS SELECT audit() AS a; CREATE VIEW above AS SELECT * FROM watched;
@@ -116,7 +117,8 @@ async fn words_tell_what_statements_leave_behind() {
     let (config, admin) = server.database().await;
     admin.batch_execute(OBJECTS).await.unwrap();
     let (mut changes, mut holds) = (0, 0);
-    for text in STATEMENTS {
+    // The client does not take a COPY's data, which leaves nothing behind.
+    for text in STATEMENTS.iter().filter(|text| !text.starts_with("COPY")) {
         let client = client::connect(&config).await.unwrap();
         let [settings, held] = state(&client).await;
         run(&client, text).await.unwrap_or_else(|code| panic!("{text}: {code:?}"));

@@ -13,6 +13,7 @@ use super::testing::{Seen, node, state_at, view};
 use super::*;
 
 mod console;
+mod garbage;
 mod limits;
 mod pooling;
 mod routing;

@@ -326,6 +326,7 @@ fn calls() {
         ("SELECT now()::numeric(10, 2), current_timestamp(3)", false),
         ("SELECT 'f(1)', $$f(1)$$ -- f(1)", false),
         ("SELECT 'f' (1)", false),
+        ("SELECT pg_sleep(60), inet_server_port()", false),
     ] {
         assert_eq!(Traits::of(text.as_bytes()).flags.has(Flags::CALLS), calls, "{text}");
     }
