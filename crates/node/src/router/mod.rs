@@ -167,8 +167,6 @@ pub enum PoolMode {
     /// For each transaction. What a session must keep longer, keeps the connection with it.
     #[default]
     Transaction,
-    /// For each statement; transactions of several statements are refused.
-    Statement,
     /// A connection of its own, for all its life.
     Session,
 }

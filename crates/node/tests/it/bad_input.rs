@@ -69,9 +69,13 @@ async fn blocked(node: &Node, origin: u16, words: &str) {
 
 /// The lane of another origin flows, up to what has seen the transaction that is blocked: that waits for it.
 async fn goes_on_up_to_it(node: &Node, origin: u16) {
-    let lane = lane(node, origin).await.unwrap();
-    let state = lane["state"].as_str();
-    assert!(matches!(state, Some("flowing" | "waiting")), "{lane}");
+    // A lane that begins again is starting for a moment.
+    eventually(&format!("the lane of node {origin} goes on"), NOTICED, async || {
+        let lane = lane(node, origin).await?;
+        let goes = matches!(lane["state"].as_str(), Some("flowing" | "waiting"));
+        if goes { Ok(()) } else { Err(lane.to_string()) }
+    })
+    .await;
 }
 
 /// What is in quarantine of a table on a node, oldest first: kind and SQLSTATE.

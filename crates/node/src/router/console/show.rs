@@ -80,7 +80,6 @@ pub(super) async fn show(worker: &Rc<Worker>, what: Show) -> Reply {
 pub(super) fn pool_mode(config: &Config) -> &'static str {
     match config.pool_mode {
         PoolMode::Transaction => "transaction",
-        PoolMode::Statement => "statement",
         PoolMode::Session => "session",
     }
 }
