@@ -6,7 +6,7 @@ use synapsedb_pg::sql::traits::Flags;
 use synapsedb_pg::wire::backend;
 
 use super::expected::Verdict;
-use super::server::{Server, parameter};
+use super::server::Server;
 use super::session::Session;
 use super::settings::Settings;
 use super::splice::Splice;
@@ -118,7 +118,7 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
         },
         backend::ERROR_RESPONSE => failed(session, server, body),
         backend::PARAMETER_STATUS => {
-            let Some((name, value)) = parameter(body) else { return Fate::Pass };
+            let Ok((name, value)) = backend::parameter_status(body) else { return Fate::Pass };
             let mut reported = Settings::clone(&server.reported);
             reported.insert(name.to_owned(), value.to_owned());
             server.reported = session.worker.settings.intern(reported);
@@ -145,7 +145,7 @@ fn own_notification(session: &Session, server: &Server, body: &[u8]) -> Fate {
     let mut own = session.entry.pid.to_be_bytes().to_vec();
     own.extend_from_slice(&body[4..]);
     let mut message = Vec::new();
-    startup::put_message(&mut message, backend::NOTIFICATION_RESPONSE, &own);
+    startup::put_message(&mut message, backend::NOTIFICATION_RESPONSE, &[&own]);
     Fate::Replace(message.into())
 }
 
@@ -168,7 +168,7 @@ fn failed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
     if matches!(severity, "FATAL" | "PANIC") && !session.keeps_server() {
         // The server ends its session, not ours: what the client is told depends on what it had under way.
         let mut message = Vec::new();
-        startup::put_message(&mut message, backend::ERROR_RESPONSE, body);
+        startup::put_message(&mut message, backend::ERROR_RESPONSE, &[body]);
         server.fatal = Some(message.into());
         return Fate::Drop;
     }
@@ -182,7 +182,7 @@ fn failed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
     match session.with_own_names(body) {
         Some(body) => {
             let mut message = Vec::new();
-            startup::put_message(&mut message, backend::ERROR_RESPONSE, &body);
+            startup::put_message(&mut message, backend::ERROR_RESPONSE, &[&body]);
             Fate::Replace(message.into())
         }
         None => Fate::Pass,
@@ -202,7 +202,7 @@ impl Session {
                 Fate::Replace(message) => self.unsent.extend_from_slice(&message),
                 Fate::Pass | Fate::Drop => {
                     let tag = backend::NOTIFICATION_RESPONSE;
-                    startup::put_message(&mut self.unsent, tag, &body);
+                    startup::put_message(&mut self.unsent, tag, &[&body]);
                 }
             }
         }

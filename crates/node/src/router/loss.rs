@@ -104,6 +104,7 @@ impl Session {
     /// has failed, so that nothing meant for the transaction is done outside it.
     fn in_aborted_transaction(&mut self, tag: u8, length: usize) {
         let body = self.inbox.get(HEADER_BYTES..HEADER_BYTES + length).unwrap_or_default();
+        let split = |bytes| startup::split_text(bytes).unwrap_or((bytes, &[]));
         let (first, rest) = split(body);
         let ends = |text: &[u8]| Traits::of(text).flags.has(Flags::END);
         let answer: &[u8] = match tag {
@@ -236,13 +237,5 @@ impl Session {
             message: format!("{why}; the transaction was rolled back"),
             hint: "Repeat the transaction: the session goes on.".to_owned(),
         }
-    }
-}
-
-/// A text up to its end, and what follows.
-fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
-    match bytes.iter().position(|&byte| byte == 0) {
-        Some(end) => (&bytes[..end], &bytes[end + 1..]),
-        None => (bytes, &[]),
     }
 }

@@ -169,7 +169,7 @@ impl Server {
 
     /// Takes note of a ParameterStatus body.
     fn note_parameter(&mut self, body: &[u8]) {
-        if let Some((name, value)) = parameter(body) {
+        if let Ok((name, value)) = backend::parameter_status(body) {
             Rc::make_mut(&mut self.reported).insert(name.to_owned(), value.to_owned());
         }
     }
@@ -185,27 +185,11 @@ pub(super) enum AskError {
 }
 
 /// The fields of a DataRow in text.
-fn row(mut body: &[u8]) -> io::Result<Vec<Option<String>>> {
-    let cut = || io::Error::new(io::ErrorKind::InvalidData, "a row is cut off");
-    let mut fields = Vec::new();
-    for _ in 0..body.try_get_u16().map_err(|_| cut())? {
-        let length = body.try_get_i32().map_err(|_| cut())?;
-        let Ok(length) = usize::try_from(length) else {
-            fields.push(None);
-            continue;
-        };
-        let (value, rest) = body.split_at_checked(length).ok_or_else(cut)?;
-        fields.push(Some(String::from_utf8_lossy(value).into_owned()));
-        body = rest;
-    }
-    Ok(fields)
-}
-
-/// Name and value of a ParameterStatus body.
-pub(super) fn parameter(body: &[u8]) -> Option<(&str, &str)> {
-    let text = std::str::from_utf8(body).ok()?;
-    let (name, rest) = text.split_once('\0')?;
-    Some((name, rest.split_once('\0')?.0))
+fn row(body: &Bytes) -> io::Result<Vec<Option<String>>> {
+    let row = backend::Row::parse(body)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    let text = |value: &Bytes| String::from_utf8_lossy(value).into_owned();
+    Ok(row.values().iter().map(|value| value.as_ref().map(text)).collect())
 }
 
 /// Why a node's server cannot be used now.
@@ -291,11 +275,11 @@ async fn login(
                 io.write_all(&out).await.map_err(broken)?;
             }
             backend::PARAMETER_STATUS => {
-                let pair = parameter(&body);
+                let pair = backend::parameter_status(&body);
                 reported.extend(pair.map(|(name, value)| (name.to_owned(), value.to_owned())));
             }
             backend::BACKEND_KEY_DATA => data = body,
-            backend::NOTICE_RESPONSE => startup::put_message(&mut notices, tag, &body),
+            backend::NOTICE_RESPONSE => startup::put_message(&mut notices, tag, &[&body]),
             backend::ERROR_RESPONSE => return Err(refused(address, &body)),
             backend::READY_FOR_QUERY => {
                 let since = SystemTime::now();
@@ -332,7 +316,7 @@ fn new(io: Socket, cancel: CancelKey, reported: Settings) -> Server {
 fn refused(address: &Address, body: &[u8]) -> ConnectError {
     let field = |tag| startup::error_field(body, tag).unwrap_or_default().to_owned();
     let mut raw = Vec::new();
-    startup::put_message(&mut raw, backend::ERROR_RESPONSE, body);
+    startup::put_message(&mut raw, backend::ERROR_RESPONSE, &[body]);
     ConnectError::Refused {
         address: address.tcp.clone(),
         text: field(b'M'),
@@ -440,11 +424,11 @@ mod tests {
     #[test]
     fn rows_and_parameters_are_read_and_garbage_is_refused() {
         assert_eq!(
-            row(b"\0\x02\0\0\0\x01a\xff\xff\xff\xff").unwrap(),
+            row(&Bytes::from_static(b"\0\x02\0\0\0\x01a\xff\xff\xff\xff")).unwrap(),
             [Some("a".to_owned()), None]
         );
-        assert!(row(b"\0\x02\0\0\0\x09a").is_err());
-        assert_eq!(parameter(b"TimeZone\0UTC\0"), Some(("TimeZone", "UTC")));
-        assert_eq!(parameter(b"TimeZone\0UTC"), None);
+        assert!(row(&Bytes::from_static(b"\0\x02\0\0\0\x09a")).is_err());
+        assert_eq!(backend::parameter_status(b"TimeZone\0UTC\0").ok(), Some(("TimeZone", "UTC")));
+        assert_eq!(backend::parameter_status(b"TimeZone\0UTC").ok(), None);
     }
 }

@@ -121,11 +121,18 @@ impl Failure {
     }
 }
 
-/// Appends a message.
-pub(super) fn put_message(buffer: &mut Vec<u8>, tag: u8, body: &[u8]) {
+/// Appends a message whose body is `parts`.
+pub(super) fn put_message(buffer: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
     buffer.put_u8(tag);
-    buffer.put_u32(u32::try_from(body.len() + 4).unwrap_or(u32::MAX));
-    buffer.put_slice(body);
+    buffer.put_u32(u32::try_from(length + 4).unwrap_or(u32::MAX));
+    parts.iter().for_each(|part| buffer.put_slice(part));
+}
+
+/// A text up to its end, and what follows.
+pub(super) fn split_text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|&byte| byte == 0)?;
+    Some((&bytes[..end], &bytes[end + 1..]))
 }
 
 /// The cancel request for the session that was told this BackendKeyData body (process id and key).

@@ -12,6 +12,11 @@ use super::expected::StatementId;
 /// The names of the router's prepared statements begin with this.
 pub(super) const NAME_PREFIX: &str = "__synapsedb_";
 
+/// The name of a statement on the servers.
+pub(super) fn name(id: StatementId) -> Box<[u8]> {
+    format!("{NAME_PREFIX}{id}").into_bytes().into()
+}
+
 /// A statement that clients have prepared.
 #[derive(Debug)]
 pub(super) struct Statement {
@@ -54,7 +59,7 @@ impl Statements {
         let body: Rc<[u8]> = body.into();
         let statement = Rc::new(Statement {
             id,
-            name: format!("{NAME_PREFIX}{id}").into_bytes().into(),
+            name: name(id),
             body: Rc::clone(&body),
             traits: traits(),
             stale: Cell::new(false),

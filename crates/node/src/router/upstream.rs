@@ -9,12 +9,11 @@ use synapsedb_pg::sql::statement::{self, Deallocate, Own};
 use synapsedb_pg::sql::traits::{Flags, Traits};
 
 use super::account::add;
-use super::expected::StatementId;
 use super::server::Server;
 use super::session::Session;
 use super::splice::Splice;
-use super::startup::Failure;
-use super::statements::{NAME_PREFIX, Statement};
+use super::startup::{Failure, put_message, split_text};
+use super::statements::{self, NAME_PREFIX, Statement};
 
 /// Tag and length of a message.
 pub(super) const HEADER_BYTES: usize = 5;
@@ -204,7 +203,7 @@ impl<'a> Up<'a, '_> {
             },
         };
         self.splice.drop(self.at, self.at + HEADER_BYTES + length);
-        put(self.splice.output(), b'Q', &[sql.as_bytes()]);
+        put_message(self.splice.output(), b'Q', &[sql.as_bytes()]);
         self.at += HEADER_BYTES + length;
         self.session.unnamed.clear();
         self.server.unnamed = None;
@@ -224,7 +223,7 @@ impl<'a> Up<'a, '_> {
         // Its first answer, that of PREPARE, is kept from the client.
         self.session.swallow_tags = 1;
         self.splice.drop(self.at, self.at + HEADER_BYTES + length);
-        put(self.splice.output(), b'Q', &[sql]);
+        put_message(self.splice.output(), b'Q', &[sql]);
         self.at += HEADER_BYTES + length;
         self.server.expected.query();
         true
@@ -236,12 +235,12 @@ impl<'a> Up<'a, '_> {
             return self.parse_long(length);
         }
         let Some(body) = self.body(length) else { return Ok(Step::More) };
-        let Some((name, rest)) = split_name(body) else {
+        let Some((name, rest)) = split_text(body) else {
             // The server says what is wrong with it.
             self.server.expected.parse(None);
             return Ok(self.pass(length));
         };
-        let text = split_name(rest).map_or(rest, |(text, _)| text);
+        let text = split_text(rest).map_or(rest, |(text, _)| text);
         add(&self.session.account.counters.parses, 1);
         if name.is_empty() {
             let seen = Traits::of(text).flags;
@@ -262,12 +261,12 @@ impl<'a> Up<'a, '_> {
         if let Some(known) = self.session.prepared.get(name).cloned() {
             // The server refuses a name that is taken: it is asked for one that is.
             self.ensure(&known);
-            put(self.splice.output(), b'P', &[&known.name, b"\0", &known.body]);
+            put_message(self.splice.output(), b'P', &[&known.name, b"\0", &known.body]);
             self.server.expected.parse(None);
             return Ok(Step::Next);
         }
         if self.server.prepared.touch(statement.id) {
-            put(self.splice.output(), b'C', &[b"S", NOBODY, b"\0"]);
+            put_message(self.splice.output(), b'C', &[b"S", NOBODY, b"\0"]);
             self.server.expected.faked(statement.id);
         } else {
             self.prepare(&statement);
@@ -293,8 +292,8 @@ impl<'a> Up<'a, '_> {
         self.session.batch_open = true;
         let begin = self.at + HEADER_BYTES;
         let there = &self.data[begin..self.data.len().min(begin + length.min(NAMES_BYTES_MAX))];
-        let names = split_name(there)
-            .and_then(|(portal, rest)| split_name(rest).map(|(name, rest)| (portal, name, rest)));
+        let names = split_text(there)
+            .and_then(|(portal, rest)| split_text(rest).map(|(name, rest)| (portal, name, rest)));
         let Some((portal, name, rest)) = names else {
             if there.len() < length.min(NAMES_BYTES_MAX) {
                 return Ok(Step::More);
@@ -378,7 +377,7 @@ impl<'a> Up<'a, '_> {
         let whole = HEADER_BYTES + length;
         self.splice.drop(self.at, self.at + whole);
         self.at += whole;
-        put(self.splice.output(), tag, &[b"S", name, b"\0"]);
+        put_message(self.splice.output(), tag, &[b"S", name, b"\0"]);
     }
 
     /// A statement of another client's is nobody's business.
@@ -408,7 +407,7 @@ impl<'a> Up<'a, '_> {
         }
         self.server.unnamed = Some(own);
         let out = self.splice.output_at(self.at);
-        put(out, b'P', &[b"\0", &self.session.unnamed]);
+        put_message(out, b'P', &[b"\0", &self.session.unnamed]);
         self.server.expected.injected(None);
     }
 
@@ -416,29 +415,11 @@ impl<'a> Up<'a, '_> {
     fn prepare(&mut self, statement: &Rc<Statement>) {
         let max = self.session.worker.shared.config.prepared_statements_max;
         if let Some(evicted) = self.server.prepared.add(statement.id, max) {
-            let name = evicted_name(evicted);
-            put(self.splice.output(), b'C', &[b"S", name.as_bytes(), b"\0"]);
+            let name = statements::name(evicted);
+            put_message(self.splice.output(), b'C', &[b"S", &name, b"\0"]);
             self.server.expected.evicted();
         }
         add(&self.session.account.counters.server_parses, 1);
-        put(self.splice.output(), b'P', &[&statement.name, b"\0", &statement.body]);
+        put_message(self.splice.output(), b'P', &[&statement.name, b"\0", &statement.body]);
     }
-}
-
-fn evicted_name(id: StatementId) -> String {
-    format!("{NAME_PREFIX}{id}")
-}
-
-/// Appends a message whose body is `parts`.
-fn put(out: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
-    out.put_u8(tag);
-    out.put_u32((length + 4) as u32);
-    parts.iter().for_each(|part| out.put_slice(part));
-}
-
-/// A text up to its end, and what follows.
-fn split_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = bytes.iter().position(|&byte| byte == 0)?;
-    Some((&bytes[..end], &bytes[end + 1..]))
 }
