@@ -142,7 +142,7 @@ fn own_notification(session: &Session, server: &Server, body: &[u8]) -> Fate {
     if session.origin.dedicated.is_some() || pid != server.cancel.data.first_chunk() {
         return Fate::Pass;
     }
-    let mut own = session.entry.pid.to_be_bytes().to_vec();
+    let mut own = session.entry.client.pid.to_be_bytes().to_vec();
     own.extend_from_slice(&body[4..]);
     let mut message = Vec::new();
     startup::put_message(&mut message, backend::NOTIFICATION_RESPONSE, &[&own]);

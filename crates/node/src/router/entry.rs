@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -33,10 +34,10 @@ pub(super) enum Activity {
     Active,
 }
 
-/// One session.
-pub(super) struct Entry {
+/// Who has a session: known from its beginning.
+#[derive(Debug)]
+pub(super) struct Client {
     pub(super) pid: u32,
-    pub(super) secret: [u8; 4],
     pub(super) endpoint: Endpoint,
     pub(super) user: String,
     pub(super) database: String,
@@ -44,6 +45,12 @@ pub(super) struct Entry {
     pub(super) address: Option<SocketAddr>,
     pub(super) tls: bool,
     pub(super) since: SystemTime,
+}
+
+/// One session.
+pub(super) struct Entry {
+    pub(super) client: Arc<Client>,
+    pub(super) secret: [u8; 4],
     pub(super) activity: Cell<Activity>,
     /// The server connection it has, for cancel requests.
     pub(super) current: RefCell<Option<CancelKey>>,
@@ -60,27 +67,10 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    #[expect(clippy::too_many_arguments, reason = "what is known of a client, once")]
-    pub(super) fn new(
-        pid: u32,
-        secret: [u8; 4],
-        endpoint: Endpoint,
-        user: &str,
-        database: &str,
-        application: &str,
-        address: Option<SocketAddr>,
-        tls: bool,
-    ) -> Self {
+    pub(super) fn new(client: Client, secret: [u8; 4]) -> Self {
         Self {
-            pid,
+            client: Arc::new(client),
             secret,
-            endpoint,
-            user: user.to_owned(),
-            database: database.to_owned(),
-            application: application.to_owned(),
-            address,
-            tls,
-            since: SystemTime::now(),
             activity: Cell::new(Activity::Idle),
             current: RefCell::default(),
             pin: Cell::new(None),
@@ -106,7 +96,8 @@ impl Entry {
     /// The cluster's primary is this one: a session of the write endpoint on another node is told.
     pub(super) fn primary_is(&self, primary: Option<NodeId>) {
         let node = self.current.borrow().as_ref().map(|key| key.address.node);
-        if self.endpoint == Endpoint::Write && node.is_some_and(|node| Some(node) != primary) {
+        if self.client.endpoint == Endpoint::Write && node.is_some_and(|node| Some(node) != primary)
+        {
             self.tell(End::PrimaryChanged(primary));
         }
     }

@@ -22,7 +22,7 @@ impl Session {
         if self.account.is_held() {
             return None;
         }
-        let address = self.worker.pick(self.entry.endpoint, &self.reading).ok()?;
+        let address = self.worker.pick(self.entry.client.endpoint, &self.reading).ok()?;
         let pool = self.account.pool(&self.worker, &address);
         let server = pool.take(&self.wanted)?;
         if !Rc::ptr_eq(&server.applied, &self.wanted) {
@@ -51,7 +51,7 @@ impl Session {
         let since = Instant::now();
         self.entry.asked.set(Some(since));
         add(&self.account.counters.assignments, 1);
-        let flow = self.worker.traffic.flow(self.entry.endpoint, server.node());
+        let flow = self.worker.traffic.flow(self.entry.client.endpoint, server.node());
         flow.begin();
         (flow, since)
     }
@@ -80,7 +80,7 @@ impl Session {
 
     /// Waits for a connection, and gives it the client's settings.
     pub(super) async fn lend(&mut self) -> Result<Lent, Failure> {
-        let endpoint = self.entry.endpoint;
+        let endpoint = self.entry.client.endpoint;
         let since = Instant::now();
         self.entry.activity.set(Activity::Waiting);
         self.entry.asked.set(Some(since));

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use synapsedb_pg::scram::{Keys, ScramError, ServerExchange, Verifier};
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::account::Account;
 use super::console::{self, Console};
-use super::entry::Entry;
+use super::entry::{self, Entry};
 use super::metrics::Refused;
 use super::origin;
 pub(super) use super::origin::Origin;
@@ -387,16 +387,17 @@ impl Arrival {
             Admitted::Client(client) => (&client.account.user, client.account.database.as_str()),
             Admitted::Operator { user, .. } => (user, console::DATABASE),
         };
-        let entry = Rc::new(Entry::new(
+        let client = entry::Client {
             pid,
-            rand::random(),
-            self.endpoint,
-            user,
-            database,
-            startup.parameter("application_name").unwrap_or_default(),
-            self.from,
-            matches!(self.client, Socket::Tls(_)),
-        ));
+            endpoint: self.endpoint,
+            user: user.to_owned(),
+            database: database.to_owned(),
+            application: startup.parameter("application_name").unwrap_or_default().to_owned(),
+            address: self.from,
+            tls: matches!(self.client, Socket::Tls(_)),
+            since: SystemTime::now(),
+        };
+        let entry = Rc::new(Entry::new(client, rand::random()));
         worker.sessions.borrow_mut().insert(pid, Rc::clone(&entry));
         worker.shared.metrics.opened(self.endpoint);
         match admitted {

@@ -25,7 +25,7 @@ impl Session {
                 format!("{} || pg_catalog.pg_current_wal_insert_lsn()", quote::literal(&lead))
             }
             OwnSetting::LastRoute => {
-                let why = match (self.entry.endpoint, self.reading.consistency) {
+                let why = match (self.entry.client.endpoint, self.reading.consistency) {
                     (Endpoint::Write, _) => "it is the primary (write endpoint)",
                     (Endpoint::Read, Consistency::Session) => {
                         "the session reads there, and sees what it has written (read endpoint, session)"
@@ -36,7 +36,7 @@ impl Session {
                 };
                 quote::literal(&format!("node {}: {why}", server.node())) + "::text"
             }
-            OwnSetting::Route => quote::literal(self.entry.endpoint.name()) + "::text",
+            OwnSetting::Route => quote::literal(self.entry.client.endpoint.name()) + "::text",
         }
     }
 

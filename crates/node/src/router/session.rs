@@ -177,16 +177,16 @@ impl Session {
     /// Serves the client until one of the two ends it.
     pub(super) async fn run(mut self) {
         tracing::debug!(
-            endpoint = self.entry.endpoint.name(),
+            endpoint = self.entry.client.endpoint.name(),
             user = self.account.user,
             database = self.account.database,
-            pid = self.entry.pid,
+            pid = self.entry.client.pid,
             "session opened"
         );
         let ended = self.live().await;
         self.worker.shared.metrics.ended(ended.by);
         self.account.clients.set(self.account.clients.get().saturating_sub(1));
-        self.worker.sessions.borrow_mut().remove(&self.entry.pid);
+        self.worker.sessions.borrow_mut().remove(&self.entry.client.pid);
         if let Some(home) = self.home.take() {
             home.set(home.get().saturating_sub(1));
         }
@@ -238,7 +238,7 @@ impl Session {
     /// The last messages of the login.
     pub(super) async fn greet(&mut self) -> io::Result<Option<Lent>> {
         let Some(greeting) = self.greeting.take() else { return Ok(None) };
-        let (pid, secret) = (self.entry.pid.to_be_bytes(), self.entry.secret);
+        let (pid, secret) = (self.entry.client.pid.to_be_bytes(), self.entry.secret);
         let own = [pid, secret].concat();
         // Whoever keeps one server connection has its process id, as without the router.
         let key = greeting.server.as_ref().map_or(&own[..], |server| &server.cancel.data);
@@ -337,7 +337,7 @@ impl Session {
     /// Whether what the session has written here must be known by its LSN: it may read elsewhere next.
     pub(super) fn must_sample(&self) -> bool {
         self.traits.has(Flags::WRITES)
-            && self.entry.endpoint == Endpoint::Read
+            && self.entry.client.endpoint == Endpoint::Read
             && self.reading.consistency == Consistency::Session
     }
 
@@ -378,7 +378,10 @@ impl Session {
             }
             // Whatever is there, it stays with the client.
             Err(error) => {
-                tracing::debug!(pid = self.entry.pid, "the state of a session is unknown: {error}");
+                tracing::debug!(
+                    pid = self.entry.client.pid,
+                    "the state of a session is unknown: {error}"
+                );
                 self.entry.pin.set(Some("its state on the server is unknown"));
             }
         }
@@ -421,7 +424,7 @@ impl Session {
     /// A statement's text passes.
     pub(super) fn note_text(&mut self, text: &[u8], seen: Flags) {
         self.traits = self.traits.with(seen);
-        if self.entry.endpoint == Endpoint::Read && !calls_nothing_unknown(text) {
+        if self.entry.client.endpoint == Endpoint::Read && !calls_nothing_unknown(text) {
             self.repeat.forbid();
         }
         // To a session that takes backslashes in plain strings the text may be another one.

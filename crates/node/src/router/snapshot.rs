@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -16,7 +15,7 @@ use synapsedb_core::ids::NodeId;
 
 use super::account::{Account, Totals};
 use super::console::holds::Holds;
-use super::entry::{Activity, Entry};
+use super::entry::{Activity, Client, Entry};
 use super::pool::{Counts, Pool};
 use super::server::{Address, CancelKey};
 use super::traffic::{FlowTotals, Times};
@@ -57,17 +56,10 @@ impl Snapshot {
     }
 }
 
-/// A client.
+/// A client's session.
 #[derive(Clone, Debug)]
 pub(super) struct SessionSnapshot {
-    pub(super) pid: u32,
-    pub(super) endpoint: Endpoint,
-    pub(super) user: String,
-    pub(super) database: String,
-    pub(super) application: String,
-    pub(super) address: Option<SocketAddr>,
-    pub(super) tls: bool,
-    pub(super) since: SystemTime,
+    pub(super) client: Arc<Client>,
     pub(super) activity: Activity,
     /// How long it has waited for a server connection.
     pub(super) waited: Duration,
@@ -108,14 +100,7 @@ impl ServerSnapshot {
 impl SessionSnapshot {
     pub(super) fn of(entry: &Entry) -> Self {
         Self {
-            pid: entry.pid,
-            endpoint: entry.endpoint,
-            user: entry.user.clone(),
-            database: entry.database.clone(),
-            application: entry.application.clone(),
-            address: entry.address,
-            tls: entry.tls,
-            since: entry.since,
+            client: Arc::clone(&entry.client),
             activity: entry.activity.get(),
             waited: entry.waited(),
             asked: entry.asked.get().map(|asked| asked.elapsed()),
@@ -175,7 +160,7 @@ pub(super) fn endpoints(snapshots: &[Snapshot]) -> Vec<api::EndpointClients> {
         let all = || snapshots.iter().flat_map(|snapshot| &snapshot.sessions);
         let count = |activity: Option<Activity>| {
             let wanted = |session: &&SessionSnapshot| {
-                session.endpoint == endpoint
+                session.client.endpoint == endpoint
                     && activity.is_none_or(|activity| session.activity == activity)
             };
             all().filter(wanted).count()

@@ -129,7 +129,7 @@ impl Session {
         }
         let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
         self.active = true;
-        match (fresh, self.entry.endpoint) {
+        match (fresh, self.entry.client.endpoint) {
             (true, Endpoint::Read) if server.status == b'I' => self.repeat.begin(data),
             (false, Endpoint::Read) => self.repeat.add(&scratch[..read]),
             (_, Endpoint::Read | Endpoint::Write) => {}

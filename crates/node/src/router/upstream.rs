@@ -249,7 +249,7 @@ impl<'a> Up<'a, '_> {
             self.session.unnamed.extend_from_slice(rest);
             self.session.unnamed_count += 1;
             self.server.unnamed =
-                Some((u64::from(self.session.entry.pid), self.session.unnamed_count));
+                Some((u64::from(self.session.entry.client.pid), self.session.unnamed_count));
             self.server.expected.parse(None);
             return Ok(self.pass(length));
         }
@@ -401,7 +401,7 @@ impl<'a> Up<'a, '_> {
 
     /// Has the server prepare the client's unnamed statement if it is not there.
     fn ensure_unnamed(&mut self) {
-        let own = (u64::from(self.session.entry.pid), self.session.unnamed_count);
+        let own = (u64::from(self.session.entry.client.pid), self.session.unnamed_count);
         if self.session.unnamed.is_empty() || self.server.unnamed == Some(own) {
             return;
         }

@@ -123,8 +123,10 @@ pub(in crate::router) fn obey(worker: &Rc<Worker>, order: &Order) -> u64 {
     }
     for entry in worker.sessions.borrow().values() {
         let kill = match order {
-            Order::Kill(_) => entry.database != super::DATABASE && meant(&entry.database),
-            Order::KillClient(pid) => entry.pid == *pid,
+            Order::Kill(_) => {
+                entry.client.database != super::DATABASE && meant(&entry.client.database)
+            }
+            Order::KillClient(pid) => entry.client.pid == *pid,
             Order::Pause(_)
             | Order::Resume(_)
             | Order::Reconnect(_)
@@ -138,7 +140,10 @@ pub(in crate::router) fn obey(worker: &Rc<Worker>, order: &Order) -> u64 {
             ended += 1;
         }
         // A connection that a session has for itself is in no pool.
-        if entry.dedicated.get() && meant(&entry.database) && entry.current.borrow().is_some() {
+        if entry.dedicated.get()
+            && meant(&entry.client.database)
+            && entry.current.borrow().is_some()
+        {
             open += 1;
         }
     }

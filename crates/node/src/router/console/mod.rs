@@ -135,11 +135,15 @@ impl Console {
 
     /// Serves the operator until one of the two ends it.
     pub(super) async fn run(mut self) {
-        tracing::info!(user = self.entry.user, pid = self.entry.pid, "console opened");
+        tracing::info!(
+            user = self.entry.client.user,
+            pid = self.entry.client.pid,
+            "console opened"
+        );
         let (by, failure) = self.live().await;
         let shared = &self.worker.shared;
         shared.metrics.ended(by);
-        self.worker.sessions.borrow_mut().remove(&self.entry.pid);
+        self.worker.sessions.borrow_mut().remove(&self.entry.client.pid);
         let last = failure.map(|failure| failure.fatal()).unwrap_or_default();
         self.io.part(&last, self.worker.farewell()).await;
     }
@@ -180,11 +184,11 @@ impl Console {
             ("integer_datetimes", "on"),
             ("standard_conforming_strings", "on"),
             ("is_superuser", if self.may_change { "on" } else { "off" }),
-            ("session_authorization", self.entry.user.as_str()),
+            ("session_authorization", self.entry.client.user.as_str()),
         ] {
             wire::parameter_status(&mut out, name, value);
         }
-        wire::backend_key_data(&mut out, self.entry.pid, &self.entry.secret);
+        wire::backend_key_data(&mut out, self.entry.client.pid, &self.entry.secret);
         wire::ready_for_query(&mut out, b'I');
         out
     }

@@ -83,7 +83,7 @@ impl Console {
             return Ok(Err(refused("42501", message, hint)));
         }
         if !command.only_looks() {
-            tracing::info!(user = self.entry.user, ?command, "console: a command");
+            tracing::info!(user = self.entry.client.user, ?command, "console: a command");
         }
         Ok(match command {
             Command::Empty => Ok(Reply::Empty),
@@ -157,7 +157,7 @@ impl Console {
     }
 
     async fn kill_client(&self, pid: u32) -> Result<Reply, Failure> {
-        if pid == self.entry.pid {
+        if pid == self.entry.client.pid {
             return Err(refused("42704", "that is this session", "Close it to end it."));
         }
         match self.worker.shared.order(&Order::KillClient(pid)).await {

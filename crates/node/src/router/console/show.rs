@@ -138,7 +138,7 @@ fn pool_counts(snapshots: &[Snapshot]) -> BTreeMap<(String, String), Pool> {
         }
     }
     for session in snapshots.iter().flat_map(|snapshot| &snapshot.sessions) {
-        let key = (session.database.clone(), session.user.clone());
+        let key = (session.client.database.clone(), session.client.user.clone());
         let pool = pools.entry(key).or_default();
         match session.activity {
             Activity::Waiting => pool.waiting += 1,
@@ -223,7 +223,7 @@ fn known_databases(snapshots: &[Snapshot]) -> BTreeSet<String> {
     let mut known: BTreeSet<String> = BTreeSet::new();
     for snapshot in snapshots {
         known.extend(snapshot.accounts.iter().map(|account| account.database.clone()));
-        known.extend(snapshot.sessions.iter().map(|session| session.database.clone()));
+        known.extend(snapshot.sessions.iter().map(|session| session.client.database.clone()));
         known.extend(snapshot.holds.databases().cloned());
     }
     known.insert(DATABASE.to_owned());

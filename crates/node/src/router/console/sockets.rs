@@ -75,7 +75,7 @@ fn server_name(server: &ServerSnapshot) -> String {
 }
 
 fn client_name(session: &SessionSnapshot) -> String {
-    format!("c{}", session.pid)
+    format!("c{}", session.client.pid)
 }
 
 /// A row but for the columns of buffers.
@@ -96,27 +96,28 @@ impl Row {
 }
 
 fn client(shared: &Shared, session: &SessionSnapshot, state: &str) -> Row {
-    let address = session.address.map(|address| address.ip().to_string()).unwrap_or_default();
-    let local = match session.endpoint {
+    let address =
+        session.client.address.map(|address| address.ip().to_string()).unwrap_or_default();
+    let local = match session.client.endpoint {
         Endpoint::Read => shared.config.read_listen,
         Endpoint::Write => shared.config.write_listen,
     };
     let replicates = session.pin == Some("replication");
     let waited = session.waited.as_micros();
-    let requested = session.asked.map_or(session.since, |age| ago(Some(age)));
+    let requested = session.asked.map_or(session.client.since, |age| ago(Some(age)));
     let server = session.server.as_ref();
     Row {
         standard: vec![
             text("C"),
-            text(session.user.clone()),
-            text(session.database.clone()),
+            text(session.client.user.clone()),
+            text(session.client.database.clone()),
             text(if replicates { "logical" } else { "none" }),
             text(state),
             text(address),
-            number(session.address.map_or(0, |address| address.port())),
+            number(session.client.address.map_or(0, |address| address.port())),
             text(local.ip().to_string()),
             number(local.port()),
-            moment(session.since),
+            moment(session.client.since),
             moment(requested),
             number(waited / 1_000_000),
             number(waited % 1_000_000),
@@ -124,14 +125,14 @@ fn client(shared: &Shared, session: &SessionSnapshot, state: &str) -> Row {
             text(client_name(session)),
             text(server.map(server_name).unwrap_or_default()),
             number(0),
-            text(if session.tls { "TLS" } else { "" }),
-            text(session.application.clone()),
+            text(if session.client.tls { "TLS" } else { "" }),
+            text(session.client.application.clone()),
             number(session.prepared),
-            number(session.pid),
+            number(session.client.pid),
         ],
         ours: [
             server.map(|server| server.node.to_string()),
-            text(session.endpoint.name()),
+            text(session.client.endpoint.name()),
             session.pin.map(str::to_owned),
         ],
     }
@@ -175,13 +176,13 @@ fn server(
             text(session.map(client_name).unwrap_or_default()),
             number(server.pid),
             text(""),
-            text(session.map(|session| session.application.clone()).unwrap_or_default()),
+            text(session.map(|session| session.client.application.clone()).unwrap_or_default()),
             number(server.prepared),
             number(server.pid),
         ],
         ours: [
             number(server.node),
-            session.map(|session| session.endpoint.name().to_owned()),
+            session.map(|session| session.client.endpoint.name().to_owned()),
             session.and_then(|session| session.pin).map(str::to_owned),
         ],
     }
@@ -210,7 +211,7 @@ pub(super) fn servers(snapshots: &[Snapshot]) -> Table {
 fn put_servers(snapshots: &[Snapshot], states: [&str; 2], buffers: bool, table: &mut Table) {
     for session in sessions(snapshots) {
         if let Some(lent) = &session.server {
-            let of = (session.user.as_str(), session.database.as_str());
+            let of = (session.client.user.as_str(), session.client.database.as_str());
             server(lent, of, states[0], Some(session)).put(buffers, table);
         }
     }
@@ -228,7 +229,7 @@ pub(super) fn sockets(shared: &Shared, snapshots: &[Snapshot], active: bool) -> 
     for session in sessions(snapshots) {
         let (state, busy) = match session.activity {
             Activity::Waiting => ("cl_waiting", true),
-            Activity::Active => ("cl_active", session.database != DATABASE),
+            Activity::Active => ("cl_active", session.client.database != DATABASE),
             Activity::Idle => ("cl_active", false),
         };
         if busy || !active {
@@ -238,7 +239,7 @@ pub(super) fn sockets(shared: &Shared, snapshots: &[Snapshot], active: bool) -> 
     if active {
         for session in sessions(snapshots) {
             if let Some(lent) = &session.server {
-                let of = (session.user.as_str(), session.database.as_str());
+                let of = (session.client.user.as_str(), session.client.database.as_str());
                 server(lent, of, "sv_active", Some(session)).put(true, &mut table);
             }
         }

@@ -81,7 +81,7 @@ impl Report {
             let place = endpoint as usize;
             let sessions = || {
                 let all = snapshots.iter().flat_map(|snapshot| &snapshot.sessions);
-                all.filter(|session| session.endpoint == endpoint)
+                all.filter(|session| session.client.endpoint == endpoint)
             };
             let waiting = sessions().filter(|session| session.activity == Activity::Waiting);
             let waiting = waiting.count() as u64;
@@ -170,7 +170,10 @@ impl Shared {
         let mut clients = [0; 2];
         for slot in &self.snapshots {
             let snapshot = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            snapshot.sessions.iter().for_each(|session| clients[session.endpoint as usize] += 1);
+            snapshot
+                .sessions
+                .iter()
+                .for_each(|session| clients[session.client.endpoint as usize] += 1);
         }
         for endpoint in [Endpoint::Read, Endpoint::Write] {
             self.note_most(endpoint, clients[endpoint as usize]);
