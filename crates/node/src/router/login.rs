@@ -40,38 +40,50 @@ pub(super) async fn serve(
     stream: TcpStream,
     starting: OwnedSemaphorePermit,
 ) {
+    // Boxed, so that an idle session does not keep what it took to come in.
+    let welcome = Box::pin(come_in(worker, endpoint, stream, starting)).await;
+    match welcome {
+        Some(Welcome::Session(session)) => session.run().await,
+        Some(Welcome::Console(console)) => Box::pin(console.run()).await,
+        None => {}
+    }
+}
+
+/// Finds out what a client wants and whether it may have it; `None` when that was all.
+async fn come_in(
+    worker: Rc<Worker>,
+    endpoint: Endpoint,
+    stream: TcpStream,
+    starting: OwnedSemaphorePermit,
+) -> Option<Welcome> {
     let shared = Arc::clone(&worker.shared);
     if let Err(error) = listen::tune(&stream, shared.config.keepalive_ms) {
         tracing::debug!(endpoint = endpoint.name(), "a client vanished at once: {error}");
-        return;
+        return None;
     }
     let from = stream.peer_addr().ok();
     let patience = Duration::from_millis(shared.config.startup_timeout_ms);
-    let Ok(greeted) = timeout(patience, Box::pin(greet(&worker, endpoint, stream))).await else {
+    let Ok(greeted) = timeout(patience, greet(&worker, endpoint, stream)).await else {
         // As PostgreSQL does: a client that takes so long to say who it is is told nothing.
         shared.metrics.refused(endpoint, Refused::Slow);
-        return;
+        return None;
     };
-    let (client, first) = match greeted {
-        Some(greeted) => greeted,
-        None => return,
-    };
+    let (client, first) = greeted?;
     match first {
         First::Cancel { pid, key } => {
             drop(starting);
             super::cancel::pass_on(&worker, pid, key).await;
             client.part(b"", worker.farewell()).await;
+            None
         }
         First::Session(startup) => {
             let arrival = Arrival { worker: Rc::clone(&worker), endpoint, client, from };
-            let welcomed = timeout(patience, Box::pin(arrival.welcome(startup))).await;
+            let welcomed = timeout(patience, arrival.welcome(startup)).await;
             drop(starting);
-            match welcomed {
-                Ok(Some(Welcome::Session(session))) => Box::pin(session.run()).await,
-                Ok(Some(Welcome::Console(console))) => Box::pin(console.run()).await,
-                Ok(None) => {}
-                Err(_) => shared.metrics.refused(endpoint, Refused::Slow),
-            }
+            welcomed.unwrap_or_else(|_| {
+                shared.metrics.refused(endpoint, Refused::Slow);
+                None
+            })
         }
     }
 }

@@ -175,7 +175,7 @@ impl Session {
     }
 
     /// Serves the client until one of the two ends it.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self: Box<Self>) {
         tracing::debug!(
             endpoint = self.entry.client.endpoint.name(),
             user = self.account.user,

@@ -105,7 +105,8 @@ impl Socket {
     /// A socket that is closed with bytes unread resets the connection, and the peer may then never see what was sent
     /// last: so what it still sends is read and thrown away.
     pub(super) async fn part(mut self, last: &[u8], patience: Duration) {
-        let parted = tokio::time::timeout(patience, async {
+        // Boxed, so that what waits for it long before has no room for it.
+        let parted = Box::pin(tokio::time::timeout(patience, async {
             self.write_all(last).await?;
             self.shutdown().await?;
             let mut discarded = 0;
@@ -117,7 +118,7 @@ impl Socket {
                 }
             }
             io::Result::Ok(())
-        });
+        }));
         // The client may be gone or deaf: either way this was the last that is done for it.
         let _ = parted.await;
     }
