@@ -67,6 +67,7 @@ mod tests;
 mod token;
 mod traffic;
 mod turn;
+mod unix;
 mod upstream;
 mod worker;
 

@@ -13,12 +13,13 @@ use synapsedb_core::ids::NodeId;
 use synapsedb_pg::scram::{ClientExchange, Keys};
 use synapsedb_pg::wire::{backend, frontend};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::expected::{Expected, StatementId};
 use super::settings::Settings;
 use super::socket::Socket;
+use super::unix::UnixSocket;
 use super::{Config, listen, startup};
 
 /// The longest message of a login; PostgreSQL's are far shorter.
@@ -241,7 +242,7 @@ pub(super) async fn open(
 
 async fn connect(address: &Address, config: &Config) -> io::Result<Socket> {
     if let Some(path) = &address.unix {
-        return UnixStream::connect(path).await.map(Socket::Unix);
+        return UnixSocket::connect(path).await.map(Socket::Unix);
     }
     let stream = TcpStream::connect(&address.tcp).await?;
     listen::tune(&stream, config.keepalive_ms)?;

@@ -6,8 +6,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+
+use super::unix::UnixSocket;
 
 /// At most this much of what a client still sends is read and thrown away while we part.
 const DISCARD_BYTES_MAX: usize = 64 * 1024;
@@ -15,7 +17,7 @@ const DISCARD_BYTES_MAX: usize = 64 * 1024;
 /// One connection.
 pub(super) enum Socket {
     Tcp(TcpStream),
-    Unix(UnixStream),
+    Unix(UnixSocket),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
