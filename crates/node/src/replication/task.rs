@@ -229,6 +229,9 @@ async fn generation(shared: &Arc<Shared>) -> Result<()> {
     let members: Vec<_> =
         sources.iter().map(|source| (source.origin, source.incarnation)).collect();
     bootstrap::ensure_origins(shared, members).await?;
+    for source in &sources {
+        apply::take_back(shared, source).await?;
+    }
     let (mut visible, durable, _) = read_progress(shared).await?;
     for (node, _) in shared.raft.state().members.iter() {
         // It left when everybody had applied all of it; its origin may be gone.

@@ -42,8 +42,9 @@ const CONFLICTING_MIN: u32 = 2;
 const UNMET: &str = "SY001";
 
 /// The statements that every lane needs.
-const STATEMENTS: [(&str, &str); 7] = [
+const STATEMENTS: [(&str, &str); 8] = [
     ("begin", include_str!("../sql/begin_apply.sql")),
+    ("end", include_str!("../sql/end_apply.sql")),
     ("table", include_str!("../sql/replica_table.sql")),
     ("keys", include_str!("../sql/table_keys.sql")),
     ("foreign_keys", include_str!("../sql/table_foreign_keys.sql")),
@@ -86,6 +87,8 @@ pub(crate) struct Lane<'a> {
     failed_runs: u32,
     /// How many transactions in a row have met conflicts.
     pub(super) conflicting: u32,
+    /// Whether a trigger may fail at a commit: then every transaction goes the slow path, which lets it fail before.
+    deferred: bool,
     /// The state of the catalogs upon which the plans were made.
     catalog: u64,
     /// The session that takes the WAL to the disk for a missing row.
@@ -145,6 +148,7 @@ impl<'a> Lane<'a> {
             calls: Calls::default(),
             failed_runs: 0,
             conflicting: 0,
+            deferred: false,
             catalog: 0,
             flusher: None,
         };
@@ -157,7 +161,13 @@ impl<'a> Lane<'a> {
         let mine = format!("apply_{}_", self.source.origin);
         let drop_procedures = include_str!("../sql/drop_procedures.sql");
         self.session.query(&drop_procedures.replace("$1", &quote::literal(&mine))).await?;
+        self.deferred = self.has_deferred_triggers().await?;
         STATEMENTS.iter().try_for_each(|(name, sql)| self.session.prepare(name, sql))
+    }
+
+    async fn has_deferred_triggers(&mut self) -> Result<bool> {
+        let rows = self.session.query(include_str!("../sql/deferred.sql")).await?;
+        Ok(text(rows.first().context("no answer")?, 0)? == "true")
     }
 
     /// Every DDL makes new plans, and the server keeps the statements of the old ones: now and then all are dropped.
@@ -250,8 +260,9 @@ impl<'a> Lane<'a> {
 
     async fn step(&mut self) -> Step<()> {
         let frame = self.next_frame().await?;
-        self.notice_catalog();
-        if self.conflicting >= CONFLICTING_MIN && frame.is_first() && self.open.is_none() {
+        self.notice_catalog().await?;
+        let slowly = self.deferred || self.conflicting >= CONFLICTING_MIN;
+        if slowly && frame.is_first() && self.open.is_none() {
             // The fast way would most likely fail, and that costs more than it saves.
             self.send_run().await?;
             self.settle_all().await?;
@@ -278,11 +289,15 @@ impl<'a> Lane<'a> {
     }
 
     /// After a change of a table or a policy, by whomever, plans are made anew.
-    fn notice_catalog(&mut self) {
+    async fn notice_catalog(&mut self) -> Step<()> {
         let catalog = self.shared.catalog.load(Ordering::Acquire);
         if self.open.is_none() && std::mem::replace(&mut self.catalog, catalog) != catalog {
+            self.send_run().await?;
+            self.settle_all().await?;
             self.known.clear();
+            self.deferred = self.has_deferred_triggers().await?;
         }
+        Ok(())
     }
 
     /// The next frame; outcomes that come in while it waits are settled.
@@ -420,20 +435,17 @@ impl<'a> Lane<'a> {
         self.bound = sql_bound(bound).into_bytes();
         self.header = Some(header.clone());
         self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
-        let (previous, lsn) = (self.sent.to_string(), header.commit_lsn.to_string());
-        let time = sql_time(header.commit_time);
-        let parameters = [
-            Parameter::Text(previous.as_bytes()),
-            Parameter::Text(lsn.as_bytes()),
-            Parameter::Text(time.as_bytes()),
-        ];
-        self.session.execute("begin", &parameters, Purpose::Other)?;
+        let previous = self.sent.to_string();
+        self.session.execute("begin", &[Parameter::Text(previous.as_bytes())], Purpose::Other)?;
         Ok(())
     }
 
     async fn end(&mut self) -> Step<()> {
         self.flush_batch()?;
-        if let Some(commit_lsn) = self.open.take() {
+        if let (Some(commit_lsn), Some(header)) = (self.open.take(), &self.header) {
+            let (lsn, time) = (commit_lsn.to_string(), sql_time(header.commit_time));
+            let which = [&lsn, &time].map(|text| Parameter::Text(text.as_bytes()));
+            self.session.execute("end", &which, Purpose::Other)?;
             self.session.sync(commit_lsn);
             self.sent = commit_lsn;
         }

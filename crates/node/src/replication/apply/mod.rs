@@ -15,6 +15,7 @@ mod lane;
 mod plan;
 mod session;
 mod slow;
+mod taken_back;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -22,12 +23,13 @@ mod write;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use synapsedb_core::ids::{Incarnation, NodeId};
 
 use super::spool::{Spool, SpoolError};
 use super::{Shared, retry};
 use lane::{Failure, Lane};
+pub(crate) use taken_back::take_back;
 
 /// Which origin a lane applies, and where its transactions lie.
 #[derive(Clone)]
@@ -59,6 +61,11 @@ pub(crate) async fn run(shared: Arc<Shared>, source: Source) -> Result<Infallibl
         }
         report(&shared, &source, &failure);
         retry::wait(&mut backoff).await;
+        ensure!(
+            !take_back(&shared, &source).await?,
+            "progress of origin {} was taken back, which the other lanes must know",
+            source.origin
+        );
     }
 }
 

@@ -131,6 +131,8 @@ impl Lane<'_> {
                 }
                 Attempt::Refused(error) => {
                     let failure = self.failure_of(*error);
+                    self.session.reset().await?;
+                    self.must("rollback", &[]).await?;
                     self.recover().await?;
                     if matches!(constraints, Constraints::Immediate) {
                         return Err(Stop::Failed(Box::new(failure)));
@@ -158,7 +160,7 @@ impl Lane<'_> {
         plans: Plans,
         constraints: Constraints,
     ) -> Step<Attempt> {
-        self.open_slowly(header, header.commit_lsn, constraints).await?;
+        self.open_slowly(header, constraints).await?;
         let (mut frame, mut position) = (first, 0);
         loop {
             for raw in frame.messages() {
@@ -177,19 +179,28 @@ impl Lane<'_> {
             }
             frame = self.reader.next().await?;
         }
-        Ok(match self.session.run("commit", &[]).await? {
+        Ok(match self.close_slowly(header, header.commit_lsn).await? {
             Ok(_) => Attempt::Applied,
             Err(error) => Attempt::Refused(Box::new(error)),
         })
     }
 
-    /// Opens the transaction of `header`, after which the origin is applied up to `position`.
-    async fn open_slowly(
+    /// Commits the transaction of `header`, after which the origin is applied up to `position`. What could fail at the
+    /// commit fails before it is said which transaction this is.
+    async fn close_slowly(
         &mut self,
         header: &Header,
         position: Lsn,
-        constraints: Constraints,
-    ) -> Step<()> {
+    ) -> Step<Result<Answer, ServerError>> {
+        self.session.queue("set constraints all immediate", &[])?;
+        let (lsn, time) = (position.to_string(), sql_time(header.commit_time));
+        let which = [&lsn, &time].map(|text| Parameter::Text(text.as_bytes()));
+        self.session.queue(include_str!("../../sql/end_apply.sql"), &which)?;
+        Ok(self.session.run("commit", &[]).await?)
+    }
+
+    /// Opens the transaction of `header`.
+    async fn open_slowly(&mut self, header: &Header, constraints: Constraints) -> Step<()> {
         let timing = match constraints {
             Constraints::Deferred => "set constraints all deferred",
             Constraints::Immediate => "set constraints all immediate",
@@ -204,10 +215,8 @@ impl Lane<'_> {
         for sql in ["begin", timing] {
             self.session.queue(sql, &[])?;
         }
-        let (previous, lsn) = (self.sent.to_string(), position.to_string());
-        let time = sql_time(header.commit_time);
-        let guard = [previous, lsn, time];
-        let guard = guard.each_ref().map(|text| Parameter::Text(text.as_bytes()));
+        let previous = self.sent.to_string();
+        let guard = [Parameter::Text(previous.as_bytes())];
         self.must(include_str!("../../sql/begin_apply.sql"), &guard).await?;
         Ok(())
     }

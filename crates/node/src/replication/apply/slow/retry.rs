@@ -55,7 +55,7 @@ impl Lane<'_> {
         let commit_time = Timestamp::from_unix_us(unix_us);
         // Nothing is known to have been seen: whatever is newer stays.
         let header = Header { commit_lsn, commit_time, xid: 0, vector: VersionVector::new() };
-        self.open_slowly(&header, self.sent, Constraints::Immediate).await?;
+        self.open_slowly(&header, Constraints::Immediate).await?;
         if !relation.is_empty() {
             let plan = self.known.get(&relation).copied();
             self.current.insert(relation_id(&relation), (relation, plan));
@@ -63,8 +63,9 @@ impl Lane<'_> {
         self.ask("savepoint change", &[]).await?;
         self.change(&message).await?;
         self.ask(include_str!("../../sql/unquarantine.sql"), &parameters[..1]).await?;
-        self.ask("commit", &[]).await?;
-        Ok(())
+        // The origin is where it was.
+        let closed = self.close_slowly(&header, self.sent).await?;
+        closed.map_err(|error| Trouble::row(error.to_string())).map(drop)
     }
 }
 
