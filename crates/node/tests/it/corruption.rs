@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{NOTICED, cluster};
+use synapsedb_dev::{HttpPort, eventually};
+
+use crate::{NOTICED, agent, cluster};
 
 /// All files below a folder that end in `ending`.
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
@@ -119,4 +121,59 @@ async fn a_lost_or_broken_identity_is_refused() {
     assert!(cluster.node(1).refuses_to_start(NOTICED).contains("identity.json"));
     fs::write(&file, text).unwrap();
     cluster.start().await;
+}
+
+/// From PostgreSQL 16 on, an applier that is ended between the last statement of a transaction and its commit leaves
+/// progress behind that was never made.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_that_no_commit_stands_behind_is_taken_back() {
+    let cluster = cluster(3).await;
+    let (one, two) = (cluster.node(1), cluster.node(2));
+    one.sql("create table told (id int primary key); insert into told values (1)").await;
+    cluster.all_show("select count(*) from told", &["1"]).await;
+    // Node 2 gets rows and cannot apply them.
+    let lock = agent(two).session().await;
+    lock.rows("begin; lock table told in exclusive mode").await.unwrap();
+    for id in 2..=4 {
+        one.sql(&format!("insert into told values ({id})")).await;
+    }
+    let mut received = String::new();
+    eventually("node 2 has received the rows", NOTICED, async || {
+        let written = one.value("select pg_current_wal_lsn()::text").await;
+        let status = two.http(HttpPort::Raft, "/replication/status").await;
+        let lanes = status["lanes"].as_array().unwrap();
+        let lane = lanes.iter().find(|lane| lane["origin"] == 1).unwrap();
+        received = lane["received_lsn"].as_str().unwrap().to_owned();
+        let behind = format!("select '{received}'::pg_lsn >= '{written}'::pg_lsn - 65536");
+        match one.value(&behind).await.as_str() {
+            "t" if lane["applied_lsn"] != lane["received_lsn"] => Ok(()),
+            _ => Err(lane.to_string()),
+        }
+    })
+    .await;
+    two.kill_agent();
+    let liar = agent(two).session().await;
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'synapsedb apply%'";
+    liar.rows(end).await.unwrap();
+    eventually("the origin is free", NOTICED, async || {
+        let take = "select pg_replication_origin_session_setup(roname) from pg_replication_origin
+                    where roname ~ '^synapsedb_1_'";
+        let taken = liar.rows(take).await;
+        taken.map(|_| ()).map_err(|error| synapsedb_dev::client::words(&error))
+    })
+    .await;
+    let lie = format!(
+        "begin; select pg_current_xact_id();
+         select pg_replication_origin_xact_setup('{received}', now()); rollback"
+    );
+    liar.rows(&lie).await.unwrap();
+    let told = "select pg_replication_origin_session_progress(false)::text";
+    let lied = liar.rows(told).await.unwrap() == [received];
+    let version = "select current_setting('server_version_num')::int >= 160000";
+    assert_eq!(lied, liar.rows(version).await.unwrap() == ["t"]);
+    drop((liar, lock));
+    two.start();
+    cluster.all_show("select count(*) from told", &["4"]).await;
+    cluster.assert_equal_rows().await;
+    assert_eq!(two.log().contains("was never committed"), lied, "{}", two.log_tail());
 }
