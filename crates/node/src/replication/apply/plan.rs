@@ -257,7 +257,7 @@ impl Plan {
     fn update(&self, present: &[bool], place: Place) -> String {
         let (mut sql, parameters) = self.update_found(present, place);
         if self.primary_key {
-            let _ = write!(sql, " and {}", self.check.seen("t", &place.bound(parameters + 1)));
+            let _ = write!(sql, " and {}", self.seen(&place.bound(parameters + 1)));
             return place.must_meet(sql);
         }
         sql
@@ -292,10 +292,15 @@ impl Plan {
         let sql = format!("delete from {} as t where {found}", self.table);
         if self.primary_key {
             let keys = self.columns.iter().filter(|column| column.key).count();
-            let check = self.check.seen("t", &place.bound(keys + 1));
+            let check = self.seen(&place.bound(keys + 1));
             return place.must_meet(format!("{sql} and {check}"));
         }
         sql
+    }
+
+    /// SQL that is true when the transaction has certainly seen the writer of the row `t`.
+    pub(super) fn seen(&self, bound: &str) -> String {
+        self.check.seen(&self.table, "t", bound)
     }
 
     /// The statement for one row that is to be written whoever wrote it before; its parameters are those of the shape

@@ -92,7 +92,8 @@ fn a_table_with_a_key_compares_versions() {
             with met as (update "public"."t" as t set "id" = $1, "v" = $2
             where t."id" = $3
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $4::timestamptz
-            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false returning 1)
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],
@@ -104,7 +105,8 @@ fn a_table_with_a_key_compares_versions() {
             with met as (update "public"."t" as t set "id" = $1
             where t."id" = $2
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $3::timestamptz
-            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false returning 1)
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],
@@ -117,7 +119,8 @@ fn a_table_with_a_key_compares_versions() {
             from "public"."t" as t
             where t."id" = $1
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $2::timestamptz
-            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false returning 1)
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],
@@ -196,7 +199,8 @@ fn on_a_copy_old_rows_without_an_origin_are_of_the_copied_node() {
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $2::timestamptz
             or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident in (1, 4)
             or ((pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 0
-            and (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) = 2)) is not false returning 1)
+            and (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) = 2)) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],

@@ -4,4 +4,5 @@ drop event trigger if exists synapsedb_upkeep;
 drop event trigger if exists synapsedb_capture;
 drop event trigger if exists synapsedb_note_path;
 drop event trigger if exists synapsedb_note_drop;
+drop event trigger if exists synapsedb_note_rewrite;
 drop publication if exists synapsedb

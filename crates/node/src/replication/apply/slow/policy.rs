@@ -123,7 +123,7 @@ impl Lane<'_> {
     }
 
     /// What has been committed here of every origin at this moment: a row that is locked shows all of it.
-    async fn applied_now(&mut self) -> Settled<VersionVector> {
+    pub(super) async fn applied_now(&mut self) -> Settled<VersionVector> {
         let answer = self.ask(include_str!("../../sql/durable_progress.sql"), &[]).await?;
         let mut applied = VersionVector::new();
         for row in &answer.rows {
