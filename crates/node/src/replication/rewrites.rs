@@ -44,7 +44,7 @@ pub(crate) struct Rewritten {
 /// # Errors
 /// The server cannot be asked.
 pub(crate) async fn settle(shared: &Shared, client: &Client, stable: &VersionVector) -> Result<()> {
-    let rows = client.query(include_str!("sql/open_rewrites.sql"), &[]).await?;
+    let rows = client.query(include_str!("sql/open_alterations.sql"), &[]).await?;
     // While a lane reads the spools, this does not wait for it.
     if let Ok(mut writers) = shared.rewrites.writers.try_lock() {
         writers.retain(|known, _| rows.iter().any(|row| row.get::<_, &str>(1) == known.xmin));
@@ -63,7 +63,7 @@ pub(crate) async fn settle(shared: &Shared, client: &Client, stable: &VersionVec
     if settled.is_empty() {
         return Ok(());
     }
-    client.execute(include_str!("sql/settle_rewrites.sql"), &[&settled]).await?;
+    client.execute(include_str!("sql/settle_alterations.sql"), &[&settled]).await?;
     // The plans of the lanes still keep their rows apart.
     shared.catalog_changed();
     Ok(())

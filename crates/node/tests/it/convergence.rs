@@ -156,7 +156,7 @@ async fn a_rewrite_between_concurrent_writes_changes_nothing() {
         let aside = "select reason from synapsedb.quarantine";
         assert_eq!(node.rows(aside).await, [""; 0], "quarantined on node {}", node.number());
         eventually("everybody has seen what the rewrites hide", NOTICED, async || {
-            node.shows("select count(*) from synapsedb.rewrite", &["0"]).await
+            node.shows("select count(*) from synapsedb.altered", &["0"]).await
         })
         .await;
     }

@@ -6,7 +6,6 @@ use synapsedb_core::change::Value;
 use synapsedb_pg::quote;
 
 use super::super::plan::Plan;
-use crate::replication::keys;
 
 /// Columns of a row that [`read`] puts before its values: `xmin`, the number of the writer's origin, its commit time in
 /// microseconds since 1970, the row as JSON, the node that wrote it if it has no origin, and whether that only rewrote
@@ -21,7 +20,7 @@ pub(super) const VALUES_FROM: usize = 6;
 pub(super) fn read(plan: &Plan, condition: &str) -> String {
     let mut values = String::new();
     for column in &plan.columns {
-        let _ = write!(values, ", {}", keys::text_sql(&column.local.name));
+        let _ = write!(values, ", {}", column.text_sql());
     }
     format!(
         "select t.xmin::text, \
@@ -29,7 +28,7 @@ pub(super) fn read(plan: &Plan, condition: &str) -> String {
          (extract(epoch from (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).\"timestamp\") \
          * 1000000)::bigint::text, \
          pg_catalog.to_jsonb(t)::text, ({})::text, \
-         (exists (select from synapsedb.rewrite r where r.xmin = t.xmin))::text{values} \
+         (exists (select from synapsedb.altered r where r.xmin = t.xmin and r.dropped_column is null))::text{values} \
          from {} as t where {condition} for update of t",
         plan.check.without_origin("t"),
         plan.table()

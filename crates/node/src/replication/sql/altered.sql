@@ -1,19 +1,34 @@
--- Which transactions have rewritten tables here. Every row of a rewritten table has the rewriting transaction as its
--- xmin, though that wrote none of them: the appliers look for the writer from before. Not replicated.
+-- What ALTER TABLE has done here that peers may not have seen when they wrote: columns that are gone, and rewrites.
+-- Every row of a rewritten table has the rewriting transaction as its xmin, though that wrote none of them: the
+-- appliers look for the writer from before. Not replicated.
 
--- The xmin of an entry is the xmin of the rows that the rewrite has stored.
-create table if not exists synapsedb.rewrite (
+-- The xmin of an entry of a rewrite (without a column) is the xmin of the rows that it has stored.
+create table if not exists synapsedb.altered (
     id bigint generated always as identity primary key,
-    relation oid not null
+    relation oid not null,
+    dropped_column text
 );
 
-grant select on synapsedb.rewrite to public;
+grant select on synapsedb.altered to public;
 
 create or replace function synapsedb.note_rewrite() returns event_trigger
 language plpgsql security definer set search_path = pg_catalog as $note$
 begin
-    insert into synapsedb.rewrite (relation)
+    insert into synapsedb.altered (relation)
         select oid from pg_class where oid = pg_event_trigger_table_rewrite_oid() and relpersistence = 'p';
+end
+$note$;
+
+-- Only what all nodes drop: a user's statement, or a repeated one. What somebody drops on this node alone is missing.
+create or replace function synapsedb.note_dropped_columns() returns event_trigger
+language plpgsql security definer set search_path = pg_catalog as $note$
+begin
+    if current_setting('session_replication_role') = 'replica' and not pg_replication_origin_session_is_setup() then
+        return;
+    end if;
+    insert into synapsedb.altered (relation, dropped_column)
+        select objid, address_names[3] from pg_event_trigger_dropped_objects()
+        where object_type = 'table column' and not is_temporary;
 end
 $note$;
 
@@ -24,7 +39,8 @@ language plpgsql volatile set search_path = pg_catalog as $now$
 begin
     return (with recursive family (member) as (
             select rewriters_now.relation union select inhrelid from pg_inherits join family on inhparent = member)
-        select coalesce(array_agg(r.xmin), '{}') from synapsedb.rewrite r where r.relation in (select member from family));
+        select coalesce(array_agg(r.xmin), '{}') from synapsedb.altered r
+            where r.dropped_column is null and r.relation in (select member from family));
 end
 $now$;
 

@@ -1,2 +1,0 @@
--- Everybody has seen what these rewrites hide.
-delete from synapsedb.rewrite where id = any ($1)
