@@ -12,7 +12,7 @@
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
 //! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`], and what is
-//! remembered of recent writes, [`history`].
+//! remembered of recent writes, [`history`] and [`rewrite`].
 
 pub mod backoff;
 pub mod change;
@@ -25,6 +25,7 @@ pub mod history;
 pub mod ids;
 pub mod lsn;
 pub mod policy;
+pub mod rewrite;
 pub mod sequence;
 pub mod source;
 pub mod state;

@@ -35,6 +35,7 @@ pub(crate) async fn prepare(shared: &Shared) -> Result<()> {
         ("the upkeep of sequences and keys", include_str!("sql/upkeep.sql")),
         ("the policies", include_str!("sql/policy.sql")),
         ("the repetition of DDL", include_str!("sql/run_ddl.sql")),
+        ("the notes of alterations", include_str!("sql/altered.sql")),
         ("the durability classes", include_str!("sql/durability.sql")),
         ("the event triggers", include_str!("sql/triggers.sql")),
     ] {

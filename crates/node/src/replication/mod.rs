@@ -27,6 +27,7 @@ pub mod quarantine;
 mod recent;
 mod recheck;
 mod retry;
+mod rewrites;
 mod row_of;
 pub(crate) mod seed;
 mod serve;
@@ -153,6 +154,7 @@ pub(crate) struct Shared {
     pub(crate) own_commits: visible::OwnCommits,
     pub(crate) spools: spools::Spools,
     pub(crate) recent: recent::Recent,
+    pub(crate) rewrites: rewrites::Rewrites,
     pub(crate) foreign_keys: foreign_keys::check::Checks,
     /// Grows when a table or a policy may have changed here: what is known of them is asked for anew.
     pub(crate) catalog: AtomicU64,
@@ -247,6 +249,7 @@ pub fn new(
         own_commits: visible::OwnCommits::default(),
         spools,
         recent,
+        rewrites: rewrites::Rewrites::default(),
         foreign_keys: foreign_keys::check::Checks::default(),
         catalog: AtomicU64::new(0),
         status: status::Board::default(),

@@ -221,8 +221,9 @@ impl<'a> Publisher<'a> {
         {
             self.event(event).await?;
         }
-        self.shared.recent.set_decoded(self.read);
+        // Who waits for what was decoded may read it from the spool then.
         self.writer.show()?;
+        self.shared.recent.set_decoded(self.read);
         if self.hurry() {
             return Ok(());
         }

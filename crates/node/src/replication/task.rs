@@ -17,7 +17,7 @@ use super::spool::SpoolError;
 use super::status::Board;
 use super::{
     Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members,
-    parse_origin_name, part, probe, publish, recent, retry, serve, verify,
+    parse_origin_name, part, probe, publish, recent, retry, rewrites, serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -284,7 +284,7 @@ async fn read_progress(shared: &Shared) -> Result<(VersionVector, VersionVector,
     progress_of(shared, &client).await
 }
 
-async fn progress_of(
+pub(super) async fn progress_of(
     shared: &Shared,
     client: &client::Client,
 ) -> Result<(VersionVector, VersionVector, Lsn)> {
@@ -365,6 +365,7 @@ async fn progress(shared: &Shared) -> Result<()> {
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
         let stable = trim(shared)?;
         forget_lives(shared, &client, &stable).await?;
+        rewrites::settle(shared, &client, &stable).await?;
     }
 }
 

@@ -59,7 +59,6 @@ async fn all_flows(cluster: &Cluster) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "fails: changes of columns under writes are an open point of the issue of replication"]
 async fn a_table_changes_while_writes_of_peers_stream_in() {
     let _turn = TURN.lock().await;
     let cluster = CLUSTER.cluster(binary()).await;
@@ -78,7 +77,10 @@ async fn a_table_changes_while_writes_of_peers_stream_in() {
         "alter a type bigint",
         "add column c text default 'new'",
         "add unique (id, a)",
+        "add column e text default '12'",
         "alter b type varchar(100)",
+        "alter e drop default, alter e type int using e::int, alter e set default 12",
+        "alter d type text",
     ] {
         tokio::time::sleep(Duration::from_millis(400)).await;
         cluster.node(3).sql(&format!("alter table changing {change}")).await;
@@ -92,17 +94,16 @@ async fn a_table_changes_while_writes_of_peers_stream_in() {
     cluster.all_show("select count(*) from changing", &[&written.to_string()]).await;
     let right =
         "select count(*) from changing where a = id * 2 and b = 'b' || id and c = 'new' and e = 12
-                 and d = 'seven'";
+                 and d = '7'";
     cluster.all_show(right, &[&written.to_string()]).await;
     cluster.assert_equal_rows().await;
     all_flows(&cluster).await;
     assert!(!procedures(cluster.node(3)).await.is_empty(), "nothing was applied by a procedure");
 }
 
-/// What a peer writes with a column that was renamed or dropped here meanwhile, or with another key, is quarantined;
+/// What a peer writes with a column that was renamed here meanwhile, or with another key, is quarantined;
 /// here all comes from one node.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "fails: changes of columns under writes are an open point of the issue of replication"]
 async fn columns_are_renamed_dropped_and_of_other_types_while_writes_stream_in() {
     let _turn = TURN.lock().await;
     let cluster = CLUSTER.cluster(binary()).await;
@@ -136,6 +137,35 @@ async fn columns_are_renamed_dropped_and_of_other_types_while_writes_stream_in()
     cluster.all_show(right, &[&rows]).await;
     cluster.assert_equal_rows().await;
     all_flows(&cluster).await;
+}
+
+/// What was written before a column came or went is, on every node, as if it had been there then.
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_come_and_go_while_peers_who_have_not_heard_of_it_write() {
+    let _turn = TURN.lock().await;
+    let cluster = CLUSTER.cluster(binary()).await;
+    cluster.node(1).sql("create table evolving (id int primary key, a text, b text)").await;
+    cluster.node(1).sql("insert into evolving values (1, 'old', 'old'), (5, 'old', 'old')").await;
+    cluster.all_show("select count(*) from evolving", &["2"]).await;
+    cluster.nodes().iter().for_each(Node::pause_agent);
+    let writes = "insert into evolving values (2, 'two', 'lost');
+                  update evolving set a = 'new', b = 'lost' where id = 1;
+                  update evolving set b = 'lost' where id = 5";
+    cluster.node(1).sql(writes).await;
+    cluster.node(2).sql("insert into evolving values (4, 'four', 'lost')").await;
+    // As tools that migrate schemas do it: the default is for the rows that are there only.
+    for change in
+        ["add column d int not null default 7", "alter column d drop default", "drop column b"]
+    {
+        cluster.node(3).sql(&format!("alter table evolving {change}")).await;
+    }
+    cluster.node(3).sql("insert into evolving values (3, 'three', 9)").await;
+    cluster.nodes().iter().for_each(Node::resume);
+    let right = ["1|new|7", "2|two|7", "3|three|9", "4|four|7", "5|old|7"];
+    cluster.all_show("select id, a, d from evolving order by id", &right).await;
+    cluster.assert_equal_rows().await;
+    all_flows(&cluster).await;
+    cluster.all_show("select count(*) from synapsedb.altered", &["0"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use synapsedb_core::change::Relation;
 use synapsedb_pg::pgoutput::Message;
 
+use super::column::{Local, LocalColumn};
 use super::lane::{Lane, Step};
-use super::plan::{LocalColumn, Plan};
+use super::plan::Plan;
 use super::session::{Parameter, Purpose, text};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::foreign_keys::{Concern, ForeignKeys};
@@ -76,7 +77,9 @@ impl Lane<'_> {
         let number = self.plans.len();
         let keys = self.local_keys(&described).await?;
         let concerns = self.foreign_keys(&described).await?;
-        let mut plan = Plan::new(number, &described, &columns, keys, self.check.clone())
+        let gone = self.dropped_columns(&described, &columns).await?;
+        let local = Local { columns: &columns, gone: &gone };
+        let mut plan = Plan::new(number, &described, local, keys, self.check.clone())
             .map_err(|error| self.refuse(error.to_string()))?;
         plan.foreign = ForeignKeys::new(&described, &concerns);
         self.plans.push(plan);
@@ -101,9 +104,31 @@ impl Lane<'_> {
                 always_identity: text(row, 3)? == "t",
                 generated: text(row, 4)? == "t",
                 in_primary_key: text(row, 5)? == "t",
+                missing: row[6].as_ref().map(|_| text(row, 6).map(str::to_owned)).transpose()?,
             })
         });
         Ok(columns.collect::<Result<_>>()?)
+    }
+
+    /// The columns that were dropped here lately, if the origin has one that is missing: it will drop it too.
+    async fn dropped_columns(
+        &mut self,
+        relation: &Relation,
+        local: &[LocalColumn],
+    ) -> Step<Vec<String>> {
+        let is_here = |name: &str| local.iter().any(|found| found.name == name);
+        if relation.columns.iter().all(|column| is_here(&column.name)) {
+            return Ok(Vec::new());
+        }
+        let parameters = [
+            Parameter::Text(relation.schema.as_bytes()),
+            Parameter::Text(relation.name.as_bytes()),
+        ];
+        let Some(rows) = self.session.lookup("dropped_columns", &parameters).await? else {
+            return Err(self.failure().await);
+        };
+        let names = rows.iter().map(|row| Ok(text(row, 0)?.to_owned()));
+        Ok(names.collect::<Result<_>>()?)
     }
 
     async fn local_keys(&mut self, relation: &Relation) -> Step<LocalKeys> {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use synapsedb_core::ids::NodeId;
+use synapsedb_pg::quote;
 
 use super::inherited::Inherited;
 
@@ -25,9 +26,10 @@ impl VersionCheck {
         Self { origin, here, origins: Vec::new(), inherited }
     }
 
-    /// SQL that is true when the transaction has certainly seen the writer of the stored row `target`: it is of the
-    /// same origin, or no younger than `bound`. Unknown writers (long ago, or this very transaction) were seen.
-    pub(super) fn seen(&self, target: &str, bound: &str) -> String {
+    /// SQL that is true when the transaction has certainly seen the writer of the row `target` of `table` (quoted): it
+    /// is of the same origin, or no younger than `bound`, and its row was not rewritten since. Unknown writers (long
+    /// ago, or this very transaction) were seen.
+    pub(super) fn seen(&self, table: &str, target: &str, bound: &str) -> String {
         let writer = format!("(pg_catalog.pg_xact_commit_timestamp_origin({target}.xmin)).roident");
         // Of a node that was re-seeded there is one origin for each life.
         let mine = self.origins.iter().filter(|(_, node)| *node == self.origin);
@@ -43,7 +45,12 @@ impl VersionCheck {
             let node = self.without_origin(target);
             let _ = write!(sql, " or ({writer} = 0 and {node} = {})", self.origin);
         }
-        sql + ") is not false"
+        let table = quote::literal(table);
+        let _ = write!(
+            sql,
+            ") is not false and {target}.xmin <> all (synapsedb.rewriters({table}::pg_catalog.regclass))"
+        );
+        sql
     }
 
     /// SQL for the number of the node that wrote the row `target`, whose transaction had no origin.

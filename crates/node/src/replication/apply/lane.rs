@@ -42,10 +42,11 @@ const CONFLICTING_MIN: u32 = 2;
 const UNMET: &str = "SY001";
 
 /// The statements that every lane needs.
-const STATEMENTS: [(&str, &str); 8] = [
+const STATEMENTS: [(&str, &str); 9] = [
     ("begin", include_str!("../sql/begin_apply.sql")),
     ("end", include_str!("../sql/end_apply.sql")),
     ("table", include_str!("../sql/replica_table.sql")),
+    ("dropped_columns", include_str!("../sql/dropped_columns.sql")),
     ("keys", include_str!("../sql/table_keys.sql")),
     ("foreign_keys", include_str!("../sql/table_foreign_keys.sql")),
     ("ddl", include_str!("../sql/call_run_ddl.sql")),

@@ -7,6 +7,7 @@ mod array;
 mod calls;
 mod catalog;
 mod check;
+mod column;
 mod element;
 mod failure;
 mod gate;

@@ -9,23 +9,11 @@ use synapsedb_pg::quote;
 
 use super::array::Array;
 use super::check::VersionCheck;
+use super::column::{Column, Local, LocalColumn};
 use super::element::Element;
 use super::session::Parameter;
 use crate::replication::foreign_keys::ForeignKeys;
 use crate::replication::keys::{LocalKeys, RowKeys, UniqueIndex};
-
-/// A column of the local table.
-#[derive(Clone, Debug)]
-pub(crate) struct LocalColumn {
-    pub(crate) name: String,
-    /// The type with its modifier, as SQL.
-    pub(crate) type_name: String,
-    /// `GENERATED ALWAYS AS IDENTITY`: cannot be updated.
-    pub(crate) always_identity: bool,
-    /// `GENERATED ALWAYS AS (…) STORED`: computed here.
-    pub(crate) generated: bool,
-    pub(crate) in_primary_key: bool,
-}
 
 /// Which statement of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,19 +68,6 @@ impl Place {
     }
 }
 
-/// One column of the origin's relation, matched by name with the local one.
-pub(super) struct Column {
-    pub(super) local: LocalColumn,
-    /// Whether it is one of those that name the row.
-    pub(super) key: bool,
-}
-
-impl Column {
-    fn updatable(&self) -> bool {
-        !self.local.generated && !self.local.always_identity
-    }
-}
-
 /// A change of one row, for which there is a [`Shape`].
 pub(crate) enum RowChange<'t, 'v> {
     /// The row.
@@ -110,6 +85,8 @@ pub(crate) struct Plan {
     pub(super) name: String,
     table: String,
     pub(super) columns: Vec<Column>,
+    /// Columns that the origin does not have yet, and what they are in rows from before them, as SQL.
+    added: Vec<(String, String)>,
     primary_key: bool,
     pub(super) check: VersionCheck,
     prepared: HashMap<Shape, String>,
@@ -129,7 +106,7 @@ impl Plan {
     pub(crate) fn new(
         number: usize,
         relation: &Relation,
-        local: &[LocalColumn],
+        Local { columns: local, gone }: Local<'_>,
         local_keys: LocalKeys,
         check: VersionCheck,
     ) -> Result<Self> {
@@ -138,6 +115,10 @@ impl Plan {
         let mut columns = Vec::with_capacity(relation.columns.len());
         for column in &relation.columns {
             let Some(found) = local.iter().find(|found| found.name == column.name) else {
+                if gone.contains(&column.name) {
+                    columns.push(Column::gone(&column.name));
+                    continue;
+                }
                 bail!(
                     "table {name} has no column \"{}\" here, the origin has: add it, and the stream goes on",
                     column.name
@@ -155,7 +136,7 @@ impl Plan {
                     column.name
                 );
             }
-            columns.push(Column { local: found.clone(), key });
+            columns.push(Column { local: found.clone(), key, gone: false });
         }
         let told =
             |key: &LocalColumn| relation.columns.iter().any(|column| column.name == key.name);
@@ -165,8 +146,14 @@ impl Plan {
                 key.name
             );
         }
+        let added = local.iter().filter(|column| !told(column) && !column.generated);
+        let added = added.filter_map(|column| {
+            let value = quote::literal(column.missing.as_deref()?);
+            Some((quote::ident(&column.name), format!("{value}::{}", column.type_name)))
+        });
         Ok(Self {
             number,
+            added: added.collect(),
             schema: relation.schema.clone(),
             name: relation.name.clone(),
             keys: RowKeys::new(relation, &local_keys),
@@ -210,8 +197,10 @@ impl Plan {
 
     fn insert(&self, many: bool, place: Place) -> String {
         let written: Vec<&Column> =
-            self.columns.iter().filter(|column| !column.local.generated).collect();
-        let names = list(written.iter().map(|column| quote::ident(&column.local.name)));
+            self.columns.iter().filter(|column| column.insertable()).collect();
+        let names = written.iter().map(|column| quote::ident(&column.local.name));
+        let names = list(names.chain(self.added.iter().map(|(name, _)| name.clone())));
+        let added = self.added.iter().map(|(_, value)| value.clone());
         let mut sql = format!("insert into {} as t ({names}) overriding system value ", self.table);
         if many {
             let value = |(index, column): (usize, &&Column)| {
@@ -219,12 +208,13 @@ impl Plan {
                 let array = format!("${}::{}[]", index + 1, Element::of(type_name).sql());
                 cast(&format!("unnest({array})"), type_name)
             };
-            let _ = write!(sql, "select {}", list(written.iter().enumerate().map(value)));
+            let values = list(written.iter().enumerate().map(value).chain(added));
+            let _ = write!(sql, "select {values}");
         } else {
             let value = |(index, column): (usize, &&Column)| {
                 place.value(index + 1, &column.local.type_name)
             };
-            let values = list(written.iter().enumerate().map(value));
+            let values = list(written.iter().enumerate().map(value).chain(added));
             let _ = write!(sql, "values ({values})");
         }
         sql
@@ -257,7 +247,7 @@ impl Plan {
     fn update(&self, present: &[bool], place: Place) -> String {
         let (mut sql, parameters) = self.update_found(present, place);
         if self.primary_key {
-            let _ = write!(sql, " and {}", self.check.seen("t", &place.bound(parameters + 1)));
+            let _ = write!(sql, " and {}", self.seen(&place.bound(parameters + 1)));
             return place.must_meet(sql);
         }
         sql
@@ -276,7 +266,8 @@ impl Plan {
             )
         }));
         let sets = if sets.is_empty() {
-            let first = self.columns.first().map(|column| quote::ident(&column.local.name));
+            let first = self.columns.iter().find(|column| column.updatable());
+            let first = first.map(|column| quote::ident(&column.local.name));
             first.map(|name| format!("{name} = t.{name}")).unwrap_or_default()
         } else {
             sets
@@ -292,10 +283,15 @@ impl Plan {
         let sql = format!("delete from {} as t where {found}", self.table);
         if self.primary_key {
             let keys = self.columns.iter().filter(|column| column.key).count();
-            let check = self.check.seen("t", &place.bound(keys + 1));
+            let check = self.seen(&place.bound(keys + 1));
             return place.must_meet(format!("{sql} and {check}"));
         }
         sql
+    }
+
+    /// SQL that is true when the transaction has certainly seen the writer of the row `t`.
+    pub(super) fn seen(&self, bound: &str) -> String {
+        self.check.seen(&self.table, "t", bound)
     }
 
     /// The statement for one row that is to be written whoever wrote it before; its parameters are those of the shape
@@ -323,7 +319,7 @@ impl Plan {
 
     /// The parameters of [`Shape::Insert`]: the written columns.
     pub(crate) fn insert_parameters<'a>(&self, new: &Tuple<'a>) -> Vec<Parameter<'a>> {
-        let written = self.columns.iter().zip(new).filter(|(column, _)| !column.local.generated);
+        let written = self.columns.iter().zip(new).filter(|(column, _)| column.insertable());
         written.map(|(_, value)| parameter(*value)).collect()
     }
 
@@ -337,7 +333,7 @@ impl Plan {
     ) -> Result<Option<Vec<Vec<u8>>>> {
         let mut arrays = Vec::with_capacity(self.columns.len());
         for (index, column) in self.columns.iter().enumerate() {
-            if column.local.generated {
+            if !column.insertable() {
                 continue;
             }
             let mut array = Array::new(Element::of(&column.local.type_name));
@@ -408,7 +404,7 @@ impl Plan {
             RowChange::Delete(old) => (&[], old),
         };
         let set = self.columns.iter().zip(set).filter(move |(column, value)| match change {
-            RowChange::Insert(_) => !column.local.generated,
+            RowChange::Insert(_) => column.insertable(),
             RowChange::Update(..) | RowChange::Delete(_) => {
                 **value != Value::Unchanged && column.updatable()
             }
@@ -420,7 +416,7 @@ impl Plan {
     /// How the values of a statement for one row are sent to a procedure.
     pub(super) fn elements(&self, shape: &Shape) -> Vec<Element> {
         let of = |column: &Column| Element::of(&column.local.type_name);
-        let written = self.columns.iter().filter(|column| !column.local.generated);
+        let written = self.columns.iter().filter(|column| column.insertable());
         let keys = self.columns.iter().filter(|column| column.key);
         // Rows without a key are compared as text.
         let keys = keys.map(|column| if self.primary_key { of(column) } else { Element::Text });

@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use expect_test::{Expect, expect};
-use synapsedb_core::change::{Column, Relation, ReplicaIdentity};
+use synapsedb_core::change::{Column, Relation, ReplicaIdentity, Value};
 use synapsedb_core::ids::NodeId;
 
 use super::check::VersionCheck;
+use super::column::{Local, LocalColumn};
 use super::inherited::Inherited;
-use super::plan::{LocalColumn, Plan, Shape};
+use super::plan::{Plan, RowChange, Shape};
 use crate::replication::keys::LocalKeys;
 
 fn node(number: u16) -> NodeId {
@@ -25,6 +26,7 @@ fn local(name: &str, type_name: &str, in_primary_key: bool) -> LocalColumn {
         always_identity: false,
         generated: false,
         in_primary_key,
+        missing: None,
     }
 }
 
@@ -66,7 +68,7 @@ fn a_table_with_a_key_compares_versions() {
     let mut plan = Plan::new(
         0,
         &relation(columns, ReplicaIdentity::Default),
-        &here,
+        Local { columns: &here, gone: &[] },
         LocalKeys::default(),
         check(),
     )
@@ -92,7 +94,8 @@ fn a_table_with_a_key_compares_versions() {
             with met as (update "public"."t" as t set "id" = $1, "v" = $2
             where t."id" = $3
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $4::timestamptz
-            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false returning 1)
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],
@@ -104,7 +107,8 @@ fn a_table_with_a_key_compares_versions() {
             with met as (update "public"."t" as t set "id" = $1
             where t."id" = $2
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $3::timestamptz
-            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false returning 1)
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],
@@ -117,7 +121,8 @@ fn a_table_with_a_key_compares_versions() {
             from "public"."t" as t
             where t."id" = $1
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $2::timestamptz
-            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false returning 1)
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],
@@ -131,7 +136,7 @@ fn a_table_without_a_key_is_found_by_its_whole_row() {
     let mut plan = Plan::new(
         3,
         &relation(columns, ReplicaIdentity::Full),
-        &here,
+        Local { columns: &here, gone: &[] },
         LocalKeys::default(),
         check(),
     )
@@ -165,7 +170,7 @@ fn a_missing_column_is_named() {
     let error = Plan::new(
         0,
         &relation(columns, ReplicaIdentity::Default),
-        &here,
+        Local { columns: &here, gone: &[] },
         LocalKeys::default(),
         check(),
     )
@@ -185,7 +190,9 @@ fn on_a_copy_old_rows_without_an_origin_are_of_the_copied_node() {
         origins: vec![(1, node(2)), (4, node(2)), (2, node(3))],
         ..VersionCheck::new(node(2), node(1), inherited)
     };
-    let mut plan = Plan::new(0, &relation, &local, LocalKeys::default(), check).unwrap();
+    let mut plan =
+        Plan::new(0, &relation, Local { columns: &local, gone: &[] }, LocalKeys::default(), check)
+            .unwrap();
     sql(
         &mut plan,
         &Shape::Delete,
@@ -196,9 +203,66 @@ fn on_a_copy_old_rows_without_an_origin_are_of_the_copied_node() {
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $2::timestamptz
             or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident in (1, 4)
             or ((pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 0
-            and (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) = 2)) is not false returning 1)
+            and (case when pg_catalog.age(t.xmin) > pg_catalog.age('777'::pg_catalog.xid) then 2 else 1 end) = 2)) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],
     );
+}
+
+#[test]
+fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_out() {
+    let columns = vec![column("id", true), column("gone", false), column("v", false)];
+    let mut added = local("added", "integer", false);
+    added.missing = Some("7".into());
+    let here = [local("id", "integer", true), local("v", "text", false), added];
+    let gone = ["gone".to_owned()];
+    let mut plan = Plan::new(
+        0,
+        &relation(columns.clone(), ReplicaIdentity::Default),
+        Local { columns: &here, gone: &gone },
+        LocalKeys::default(),
+        check(),
+    )
+    .unwrap();
+    sql(
+        &mut plan,
+        &Shape::Insert,
+        expect![[r#"
+        insert into "public"."t" as t ("id", "v", "added") overriding system value
+        values ($1, $2, '7'::integer)"#]],
+    );
+    sql(
+        &mut plan,
+        &Shape::InsertMany,
+        expect![[r#"
+        insert into "public"."t" as t ("id", "v", "added") overriding system value
+        select unnest($1::integer[]), unnest($2::text[]), '7'::integer"#]],
+    );
+    sql(
+        &mut plan,
+        &Shape::Update(vec![true, true, true]),
+        expect![[r#"
+        with met as (update "public"."t" as t set "id" = $1, "v" = $2
+        where t."id" = $3
+        and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $4::timestamptz
+        or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+        and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
+        select synapsedb.unmet()
+        where not exists (select
+        from met)"#]],
+    );
+    let row = [Value::Text(b"1"), Value::Text(b"lost"), Value::Text(b"x")];
+    assert_eq!(plan.insert_parameters(&row.to_vec()).len(), 2);
+    let values: Vec<_> = plan.values(&RowChange::Update(&row, &row)).collect();
+    assert_eq!(values, [row[0], row[2], row[0]]);
+    let never = Plan::new(
+        0,
+        &relation(columns, ReplicaIdentity::Default),
+        Local { columns: &here, gone: &[] },
+        LocalKeys::default(),
+        check(),
+    );
+    assert!(never.is_err(), "a column that never was here is no small thing");
 }

@@ -4,4 +4,6 @@ drop event trigger if exists synapsedb_upkeep;
 drop event trigger if exists synapsedb_capture;
 drop event trigger if exists synapsedb_note_path;
 drop event trigger if exists synapsedb_note_drop;
+drop event trigger if exists synapsedb_note_rewrite;
+drop event trigger if exists synapsedb_note_dropped_columns;
 drop publication if exists synapsedb

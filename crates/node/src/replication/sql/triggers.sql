@@ -1,4 +1,5 @@
--- The event triggers. Capture fires for users only; upkeep also for DDL that is applied (session_replication_role = replica).
+-- The event triggers. Capture fires for users only; upkeep and the notes
+-- of alterations also for DDL that is applied (session_replication_role = replica).
 do $triggers$
 begin
     if not exists (select from pg_event_trigger where evtname = 'synapsedb_capture') then
@@ -13,6 +14,15 @@ begin
     if not exists (select from pg_event_trigger where evtname = 'synapsedb_upkeep') then
         create event trigger synapsedb_upkeep on ddl_command_end execute function synapsedb.upkeep_ddl();
         alter event trigger synapsedb_upkeep enable always;
+    end if;
+    if not exists (select from pg_event_trigger where evtname = 'synapsedb_note_rewrite') then
+        create event trigger synapsedb_note_rewrite on table_rewrite execute function synapsedb.note_rewrite();
+        alter event trigger synapsedb_note_rewrite enable always;
+    end if;
+    if not exists (select from pg_event_trigger where evtname = 'synapsedb_note_dropped_columns') then
+        create event trigger synapsedb_note_dropped_columns on sql_drop
+            execute function synapsedb.note_dropped_columns();
+        alter event trigger synapsedb_note_dropped_columns enable always;
     end if;
     if not exists (select from pg_publication where pubname = 'synapsedb') then
         create publication synapsedb for all tables;

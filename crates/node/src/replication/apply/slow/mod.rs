@@ -9,6 +9,7 @@ mod log;
 mod policy;
 mod quarantine;
 mod retry;
+mod rewritten;
 mod row;
 mod statement;
 mod truncate;

@@ -11,13 +11,14 @@ use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 
+use super::super::column::Column;
 use super::super::lane::Lane;
 use super::super::plan::parameter;
 use super::super::session::Parameter;
 use super::log::Conflict;
 use super::row::{LocalRow, filled};
 use super::{Settled, Trouble};
-use crate::replication::keys::{self, LocalKeys, RowKeys};
+use crate::replication::keys::{LocalKeys, RowKeys};
 use crate::replication::parse_origin_name;
 use crate::replication::recent::{old_values, relation_id};
 
@@ -123,7 +124,7 @@ impl Lane<'_> {
     }
 
     /// What has been committed here of every origin at this moment: a row that is locked shows all of it.
-    async fn applied_now(&mut self) -> Settled<VersionVector> {
+    pub(super) async fn applied_now(&mut self) -> Settled<VersionVector> {
         let answer = self.ask(include_str!("../../sql/durable_progress.sql"), &[]).await?;
         let mut applied = VersionVector::new();
         for row in &answer.rows {
@@ -182,10 +183,11 @@ impl Lane<'_> {
         let mut parameters = Vec::new();
         for number in columns {
             let Some(place) = self.place(plan, *number) else { continue };
-            let local = &self.plans[plan].columns[place].local;
-            if local.generated || local.always_identity || new[place] == Value::Unchanged {
+            let column = &self.plans[plan].columns[place];
+            if !column.updatable() || new[place] == Value::Unchanged {
                 continue;
             }
+            let local = &column.local;
             parameters.push(parameter(new[place]));
             let name = quote::ident(&local.name);
             sets.push(format!("{name} = ${}::{}", parameters.len(), local.type_name));
@@ -207,7 +209,8 @@ impl Lane<'_> {
         for (place, column) in self.plans[plan].columns.iter().enumerate() {
             let local = &column.local;
             let (Value::Text(_), Value::Text(_)) = (old[place], new[place]) else { continue };
-            if !table.delta.contains(&local.name) || old[place] == new[place] {
+            let counts = table.delta.contains(&local.name) && !column.gone;
+            if !counts || old[place] == new[place] {
                 continue;
             }
             parameters.push(parameter(new[place]));
@@ -294,7 +297,7 @@ impl Lane<'_> {
     /// The columns of a JSON object as texts, in the order of the plan.
     async fn columns_of(&mut self, plan: usize, json: &str) -> Settled<Vec<Option<Bytes>>> {
         let described = &self.plans[plan];
-        let columns = described.columns.iter().map(|column| keys::text_sql(&column.local.name));
+        let columns = described.columns.iter().map(Column::text_sql);
         let columns = columns.collect::<Vec<_>>().join(", ");
         let sql = format!(
             "select {columns} from pg_catalog.jsonb_populate_record(null::{}, $1::jsonb) t",

@@ -18,6 +18,7 @@ use super::super::session::Parameter;
 use super::left_out::texts;
 use super::log::Conflict;
 use super::statement::{self, VALUES_FROM};
+use super::unique::violated;
 use super::{Settled, Trouble, column};
 use crate::replication::recent::{self, old_values};
 
@@ -182,25 +183,35 @@ impl Lane<'_> {
     ) -> Settled<Option<LocalRow>> {
         let answer = self.ask(sql, parameters).await?;
         let first = answer.rows.into_iter().next();
-        first.map(|row| self.local_row(plan, row)).transpose()
+        match first {
+            Some(row) => Ok(Some(self.local_row(plan, row).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Reads and locks all rows that `sql` finds.
     pub(super) async fn read_all(&mut self, plan: usize, sql: &str) -> Settled<Vec<LocalRow>> {
         let answer = self.ask(sql, &[]).await?;
-        answer.rows.into_iter().map(|row| self.local_row(plan, row)).collect()
+        let mut rows = Vec::with_capacity(answer.rows.len());
+        for row in answer.rows {
+            rows.push(self.local_row(plan, row).await?);
+        }
+        Ok(rows)
     }
 
-    fn local_row(&self, plan: usize, row: Vec<Option<Bytes>>) -> Settled<LocalRow> {
+    async fn local_row(&mut self, plan: usize, row: Vec<Option<Bytes>>) -> Settled<LocalRow> {
         let json = column(&row, 3)?.to_owned();
-        let (version, concurrent, undecoded) = self.writer_of(plan, &row)?;
+        let (version, concurrent, undecoded) = match column(&row, 5)? {
+            "true" => self.writer_before(plan, &row).await?,
+            _ => self.writer_of(plan, &row)?,
+        };
         let values = row.into_iter().skip(VALUES_FROM).collect();
         Ok(LocalRow { version, concurrent, undecoded, json, values })
     }
 
     /// Who wrote a row, whether the open transaction and the writer had not seen each other, and whether the writer is
     /// of this node and has not been decoded yet.
-    fn writer_of(
+    pub(super) fn writer_of(
         &self,
         plan: usize,
         row: &[Option<Bytes>],
@@ -484,9 +495,4 @@ pub(super) fn filled<'a>(new: &[Value<'a>], from: &[Value<'a>]) -> Tuple<'a> {
         Value::Null | Value::Text(_) | Value::Binary(_) => *value,
     };
     new.iter().enumerate().map(value).collect()
-}
-
-/// The name of the index in the message of a unique violation.
-fn violated(reason: &str) -> &str {
-    reason.split('"').nth(1).unwrap_or_default()
 }

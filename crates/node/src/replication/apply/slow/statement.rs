@@ -6,11 +6,11 @@ use synapsedb_core::change::Value;
 use synapsedb_pg::quote;
 
 use super::super::plan::Plan;
-use crate::replication::keys;
 
 /// Columns of a row that [`read`] puts before its values: `xmin`, the number of the writer's origin, its commit time in
-/// microseconds since 1970, the row as JSON, and the node that wrote it if it has no origin.
-pub(super) const VALUES_FROM: usize = 5;
+/// microseconds since 1970, the row as JSON, the node that wrote it if it has no origin, and whether that only rewrote
+/// it.
+pub(super) const VALUES_FROM: usize = 6;
 
 /// Reads and locks the rows that `condition` finds. The values are those of the plan's columns in the type's own text
 /// form, as the stream has them.
@@ -20,14 +20,15 @@ pub(super) const VALUES_FROM: usize = 5;
 pub(super) fn read(plan: &Plan, condition: &str) -> String {
     let mut values = String::new();
     for column in &plan.columns {
-        let _ = write!(values, ", {}", keys::text_sql(&column.local.name));
+        let _ = write!(values, ", {}", column.text_sql());
     }
     format!(
         "select t.xmin::text, \
          (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident::text, \
          (extract(epoch from (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).\"timestamp\") \
          * 1000000)::bigint::text, \
-         pg_catalog.to_jsonb(t)::text, ({})::text{values} \
+         pg_catalog.to_jsonb(t)::text, ({})::text, \
+         (exists (select from synapsedb.altered r where r.xmin = t.xmin and r.dropped_column is null))::text{values} \
          from {} as t where {condition} for update of t",
         plan.check.without_origin("t"),
         plan.table()

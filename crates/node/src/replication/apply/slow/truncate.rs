@@ -60,7 +60,7 @@ impl Lane<'_> {
     /// Deletes the rows of a locked table whose writers the truncate had seen.
     async fn empty(&mut self, plan: usize, bound: &str) -> Settled<()> {
         let table = self.plans[plan].table().to_owned();
-        let seen = self.plans[plan].check.seen("t", "$1::timestamptz");
+        let seen = self.plans[plan].seen("$1::timestamptz");
         let parameters = [super::super::session::Parameter::Text(bound.as_bytes())];
         self.ask(&format!("delete from only {table} as t where {seen}"), &parameters).await?;
         if self.plans[plan].keys.is_none() {

@@ -116,3 +116,8 @@ impl Lane<'_> {
         self.read_one(plan, &sql, &parameters).await
     }
 }
+
+/// The name of the index in the message of a unique violation.
+pub(super) fn violated(reason: &str) -> &str {
+    reason.split('"').nth(1).unwrap_or_default()
+}

@@ -1,0 +1,2 @@
+-- Everybody has seen these, and what they hide.
+delete from synapsedb.altered where id = any ($1)
