@@ -158,6 +158,6 @@ impl Session {
 /// Whatever the server still works on, nobody waits for it any more.
 async fn cancel_if_busy(server: &Server, worker: &Worker) {
     if server.expected.cycles() > 0 {
-        let _ = server::cancel(&server.cancel, &worker.shared.config).await;
+        let _ = server::cancel(&server.cancel, &worker.shared).await;
     }
 }

@@ -24,7 +24,7 @@ use super::session::Session;
 use super::socket::Socket;
 use super::startup::{self, Failure, FirstPacket, StartupError};
 use super::worker::Worker;
-use super::{Endpoint, listen};
+use super::{Endpoint, certificate, listen};
 
 /// A client may ask for GSSAPI, then for TLS, and must then begin.
 const FIRST_PACKETS_MAX: usize = 3;
@@ -137,7 +137,7 @@ impl Startup {
 
 /// Settles encryption and reads what the client wants; `None` if it was refused (and told so) or has gone.
 async fn greet(worker: &Worker, endpoint: Endpoint, stream: TcpStream) -> Option<(Socket, First)> {
-    let mut client = Socket::Tcp(stream);
+    let mut client = certificate::begin(worker, endpoint, stream).await?;
     for _ in 0..FIRST_PACKETS_MAX {
         let packet = startup::read(&mut client, worker.shared.config.startup_bytes_max).await;
         match (packet, client) {
@@ -171,19 +171,12 @@ async fn greet(worker: &Worker, endpoint: Endpoint, stream: TcpStream) -> Option
 }
 
 async fn encrypt(worker: &Worker, endpoint: Endpoint, mut stream: TcpStream) -> Option<Socket> {
-    let Some(tls) = &worker.shared.tls else {
+    if worker.shared.tls.is_none() {
         stream.write_all(b"N").await.ok()?;
         return Some(Socket::Tcp(stream));
-    };
-    stream.write_all(b"S").await.ok()?;
-    match tls.accept(stream).await {
-        Ok(stream) => Some(Socket::Tls(Box::new(stream))),
-        Err(error) => {
-            worker.shared.metrics.refused(endpoint, Refused::Tls);
-            tracing::debug!("a client's TLS handshake failed: {error}");
-            None
-        }
     }
+    stream.write_all(b"S").await.ok()?;
+    certificate::encrypt(worker, endpoint, stream).await
 }
 
 async fn refuse_startup(worker: &Worker, endpoint: Endpoint, client: Socket, error: &StartupError) {
@@ -251,6 +244,8 @@ impl Arrival {
         let database = startup.parameter("database").unwrap_or(user);
         let place = self.place(startup)?;
         self.refuse_the_agents_role(user)?;
+        certificate::check(&self.worker.shared.config, &self.client, user)
+            .map_err(|failure| Turned::new(Refused::Password, &failure))?;
         let role = self.worker.roles.look_up(user, database).await.map_err(|why| {
             let failure = Failure {
                 sqlstate: "57P03",
@@ -339,7 +334,7 @@ impl Arrival {
         let mut exchange = ServerExchange::new(verifier, end_point, rand::random());
         let mut out = startup.negotiation();
         wire::authentication_sasl(&mut out, exchange.mechanisms());
-        self.client.write_all(&out).await.map_err(gone)?;
+        self.client.say(&out).await.map_err(gone)?;
 
         let first = self.sasl_message().await?;
         let refused = |error: ScramError| Wrong::of(error, user);
@@ -350,7 +345,7 @@ impl Arrival {
         let reply = self.or_slowly(outcome).await?;
         out.clear();
         wire::authentication_sasl_continue(&mut out, &reply);
-        self.client.write_all(&out).await.map_err(gone)?;
+        self.client.say(&out).await.map_err(gone)?;
 
         let last = self.sasl_message().await?;
         let outcome = exchange.finish(&last).map_err(refused);
@@ -358,7 +353,7 @@ impl Arrival {
         out.clear();
         wire::authentication_sasl_final(&mut out, &reply);
         wire::authentication_ok(&mut out);
-        self.client.write_all(&out).await.map_err(gone)?;
+        self.client.say(&out).await.map_err(gone)?;
         Ok(keys)
     }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use prometheus_client::registry::Registry;
+use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::state::ClusterState;
@@ -23,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::Identity;
-use crate::{gossip, peers, raft};
+use crate::{gossip, peers, raft, tls};
 
 pub mod api;
 pub mod choose;
@@ -32,7 +33,9 @@ pub mod stats;
 mod account;
 mod breaker;
 mod cancel;
+mod certificate;
 mod console;
+mod dial;
 mod downstream;
 mod ending;
 mod entry;
@@ -71,6 +74,8 @@ mod unix;
 mod upstream;
 mod worker;
 
+pub use certificate::{CertificateRole, ClientCertificates};
+pub use dial::ServerTls;
 use snapshot::Snapshot;
 pub use task::Task;
 pub use token::Consistency;
@@ -126,6 +131,16 @@ pub struct Config {
     pub query_bytes_max: usize,
     /// How late a login with a wrong password is answered.
     pub failed_login_delay_ms: u64,
+    /// Whether server connections by TCP are encrypted: `off`, `prefer`, `require` or `verify-full`.
+    pub server_tls: ServerTls,
+    /// The authorities (PEM) that `verify-full` trusts; empty for the cluster's own.
+    pub server_tls_ca_file: PathBuf,
+    /// Whether clients must show a certificate, beside proving their password: `off`, `allow` or `require`.
+    pub client_certificates: ClientCertificates,
+    /// The authorities (PEM) of clients' certificates; needed unless `client_certificates` is `off`.
+    pub tls_client_ca_file: PathBuf,
+    /// Which roles the holder of a certificate may be, beside the one that it names.
+    pub certificate_roles: Vec<CertificateRole>,
     /// Idle time before TCP keepalive probes; a dead peer is noticed about twice as long after it was last heard.
     pub keepalive_ms: u64,
 }
@@ -156,6 +171,11 @@ impl Default for Config {
             prepared_statements_max: 200,
             query_bytes_max: 1024 * 1024,
             failed_login_delay_ms: 500,
+            server_tls: ServerTls::Prefer,
+            server_tls_ca_file: PathBuf::new(),
+            client_certificates: ClientCertificates::Off,
+            tls_client_ca_file: PathBuf::new(),
+            certificate_roles: Vec::new(),
             keepalive_ms: 10_000,
         }
     }
@@ -226,6 +246,8 @@ struct Shared {
     tls: Option<TlsAcceptor>,
     /// The hash of the certificate that clients are shown, for SCRAM with channel binding.
     end_point: Option<Vec<u8>>,
+    /// The way to the servers.
+    dialer: dial::Dialer,
     local: Option<Local>,
     peers: Option<peers::Handle>,
     metrics: metrics::Metrics,
@@ -326,27 +348,34 @@ pub struct World {
     pub tls: Option<TlsAcceptor>,
     /// The hash of the certificate that clients are shown (RFC 5929, tls-server-end-point).
     pub end_point: Option<Vec<u8>>,
+    /// The authorities that servers' certificates are checked against, unless the configuration names others.
+    pub authorities: Arc<RootCertStore>,
 }
 
 impl World {
     /// Of the components that the router stands on.
+    ///
+    /// # Errors
+    /// The authority of clients' certificates cannot be used.
     pub fn new(
+        config: &Config,
         identity: &Identity,
         raft: &raft::Handle,
         gossip: &gossip::Handle,
         peers: &peers::Handle,
         local: Local,
-        tls: (TlsAcceptor, Option<Vec<u8>>),
-    ) -> Self {
-        Self {
+        tls: &tls::Handle,
+    ) -> Result<Self> {
+        Ok(Self {
             own: identity.node,
             state: raft.watch(),
             view: gossip.watch(),
             local: Some(local),
             peers: Some(peers.clone()),
-            tls: Some(tls.0),
-            end_point: tls.1,
-        }
+            tls: Some(tls.client_acceptor(config.client_authority())?),
+            end_point: tls.end_point(),
+            authorities: tls.authorities(),
+        })
     }
 }
 
@@ -354,7 +383,7 @@ impl World {
 ///
 /// # Errors
 /// An address cannot be bound, for instance because another program has taken the port; names the endpoint, the
-/// address and what to do.
+/// address and what to do. Or a file of the configuration cannot be used; names it.
 pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Handle, Task)> {
     let workers = workers(&config);
     let mut listeners = Vec::with_capacity(workers);
@@ -369,10 +398,11 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
     }
     let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
-    let World { own, state, view, local, peers, tls, end_point } = world;
+    let World { own, state, view, local, peers, tls, end_point, authorities } = world;
     let shared = Arc::new(Shared {
         clients: places(config.clients_max),
         startups: places(config.startups_max),
+        dialer: dial::Dialer::new(&config, authorities)?,
         config,
         own,
         state,

@@ -72,11 +72,10 @@ pub(super) async fn find(
         return Ok((origin, Greeting { server: None }));
     }
     let keys = account.keys();
-    let config = &worker.shared.config;
     let patience = patience(worker, wish.endpoint);
     let reading = Reading::default();
     let opened = reach(worker, wish.endpoint, &reading, patience, async |address| {
-        let opened = server::open(&address, parameters, keys.as_ref(), config).await;
+        let opened = server::open(&address, parameters, keys.as_ref(), &worker.shared).await;
         match &opened {
             Ok(_) => worker.reached(address.node),
             Err(error) => worker.failed_to_reach(address.node, error),

@@ -100,7 +100,7 @@ impl Pool {
             let same = idle.iter().rposition(|server| Rc::ptr_eq(&server.applied, wanted));
             let place = same
                 .or_else(|| idle.iter().rposition(|server| can_serve(&server.startup, wanted)))?;
-            let server = idle.remove(place);
+            let mut server = idle.remove(place);
             // Whatever an idle server has to say, it is most often its end.
             if !server.io.has_news() {
                 return Some(server);
@@ -226,10 +226,10 @@ impl Pool {
         let pool = Rc::clone(self);
         tokio::task::spawn_local(async move {
             let keys = account.keys();
-            let config = &worker.shared.config;
             let origin = &waiter.origin;
             let opened =
-                server::open(&pool.address, &origin.parameters, keys.as_ref(), config).await;
+                server::open(&pool.address, &origin.parameters, keys.as_ref(), &worker.shared)
+                    .await;
             pool.connecting.set(pool.connecting.get() - 1);
             match opened {
                 Ok(opened) => {
@@ -273,13 +273,13 @@ impl Pool {
 
     /// Closes idle connections that have been so for too long, or live for too long, or have ended.
     pub(super) fn sweep(self: &Rc<Self>, idle_max: Duration) {
-        let old = |server: &Server| {
+        let old = |server: &mut Server| {
             (!idle_max.is_zero() && server.used.elapsed() >= idle_max)
                 || self.is_worn_out(server)
                 || server.io.has_news()
         };
         let before = self.idle.borrow().len();
-        self.idle.borrow_mut().retain(|server| !old(server));
+        self.idle.borrow_mut().retain_mut(|server| !old(server));
         let closed = before - self.idle.borrow().len();
         for _ in 0..closed {
             self.lost();

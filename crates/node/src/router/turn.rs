@@ -91,7 +91,7 @@ impl Session {
         server: &mut Server,
     ) -> Result<bool, Turn> {
         let lost = |error: io::Error| Turn::ServerLost(error.to_string());
-        if !server.unsent.is_empty() {
+        if !server.unsent.is_empty() || server.io.holds_back() {
             match server.io.poll_unsent(cx, &mut server.unsent) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Err(lost(error)),
@@ -167,7 +167,7 @@ impl Session {
             tracing::debug!("a client was lost: {error}");
             Turn::ClientLost(EndedBy::ClientLost)
         };
-        if !self.unsent.is_empty() {
+        if !self.unsent.is_empty() || self.io.holds_back() {
             match self.io.poll_unsent(cx, &mut self.unsent) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Err(client_lost(error)),

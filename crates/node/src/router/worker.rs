@@ -378,7 +378,7 @@ async fn cancel(worker: &Worker, pid: u32, key: &[u8]) {
         entry.and_then(|entry| entry.current.borrow().clone())
     };
     let Some(target) = target else { return };
-    if let Err(error) = server::cancel(&target, &worker.shared.config).await {
+    if let Err(error) = server::cancel(&target, &worker.shared).await {
         let address = &target.address.tcp;
         tracing::debug!("a cancel request did not reach {address}: {error}");
     }
