@@ -122,6 +122,12 @@ impl Check<'_, '_> {
                 "needs router.tls_client_ca_file, the authority of the clients' certificates (PEM)";
             self.refuse("router.client_certificates", text);
         }
+        for (index, rule) in config.pools.iter().enumerate() {
+            if rule.size == Some(0) || (rule.size.is_none() && rule.mode.is_none()) {
+                let text = "needs a `mode`, or a `size` of at least 1, or both";
+                self.refuse(&format!("router.pools.{index}"), text);
+            }
+        }
         for (index, pair) in config.certificate_roles.iter().enumerate() {
             if pair.certificate.is_empty() || pair.role.is_empty() {
                 let text = "needs `certificate`, a common name, and `role`, whom its holder may be";

@@ -1,4 +1,4 @@
-//! The way to a node's PostgreSQL server: its unix socket beside this agent, or TCP, by TLS as `router.server_tls` says.
+//! The way to a node's PostgreSQL server: its unix socket beside this agent, or TCP, by TLS or in clear.
 
 use std::io;
 use std::sync::Arc;

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::account::Account;
 use super::console::{self, Console};
 use super::entry::{self, Entry};
+use super::limits::Place;
 use super::metrics::Refused;
 use super::origin;
 pub(super) use super::origin::Origin;
@@ -265,8 +266,10 @@ impl Arrival {
         }
         let account = self.worker.account(user, database);
         account.proved(keys);
+        let shared = &self.worker.shared;
+        let place = shared.counted.enter(&shared.config, role.as_ref(), user, database, place);
+        let place = place.map_err(|failure| Turned::new(Refused::TooManyClients, &failure))?;
         if let Some(role) = &role {
-            limit_role(&account, role)?;
             account.begins_with(&role.defaults);
         }
         let known = role.is_some_and(|role| role.may_login && role.may_connect);
@@ -438,7 +441,7 @@ struct Client {
     account: Rc<Account>,
     origin: Rc<Origin>,
     greeting: origin::Greeting,
-    place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// A login that failed.
@@ -469,14 +472,4 @@ fn sasl_initial(body: &[u8]) -> Option<(&str, &[u8])> {
     let mechanism = std::str::from_utf8(&body[..end]).ok()?;
     let (length, data) = body[end + 1..].split_first_chunk::<4>()?;
     (i32::from_be_bytes(*length) == data.len() as i32).then_some((mechanism, data))
-}
-
-fn limit_role(account: &Account, role: &Role) -> Result<(), Turned> {
-    let limit = usize::try_from(role.connections_max).unwrap_or(usize::MAX);
-    if account.clients.get() < limit {
-        return Ok(());
-    }
-    let message = format!("too many connections for role \"{}\"", account.user);
-    let failure = Failure { sqlstate: "53300", message, hint: String::new() };
-    Err(Turned::new(Refused::TooManyClients, &failure))
 }

@@ -32,6 +32,7 @@ pub mod stats;
 
 mod account;
 mod breaker;
+mod by_statement;
 mod cancel;
 mod certificate;
 mod console;
@@ -42,6 +43,7 @@ mod entry;
 mod expected;
 mod exposition;
 mod lend;
+mod limits;
 mod listen;
 mod login;
 mod loss;
@@ -50,6 +52,7 @@ mod origin;
 mod own;
 mod pid;
 mod pool;
+mod pooling;
 mod reach;
 mod repeat;
 mod roles;
@@ -72,10 +75,12 @@ mod traffic;
 mod turn;
 mod unix;
 mod upstream;
+mod warm;
 mod worker;
 
 pub use certificate::{CertificateRole, ClientCertificates};
 pub use dial::ServerTls;
+pub use pooling::PoolRule;
 use snapshot::Snapshot;
 pub use task::Task;
 pub use token::Consistency;
@@ -90,6 +95,8 @@ pub struct Config {
     pub write_listen: SocketAddr,
     /// Sessions at once on this agent, both endpoints together; one more is refused with 53300.
     pub clients_max: usize,
+    /// Clients of one role at once on this agent; one more is refused with 53300. 0 for no limit.
+    pub user_clients_max: usize,
     /// Connections at once that have not said yet who they are; one more is closed without an answer.
     pub startups_max: usize,
     /// From accept to a complete startup packet, TLS included.
@@ -119,6 +126,10 @@ pub struct Config {
     pub workers: usize,
     /// Server connections of one role in one database on one node.
     pub pool_size: usize,
+    /// Connections that such a pool has at the least, from the first login on; 0 for none.
+    pub pool_size_min: usize,
+    /// What is otherwise for some clients: `[[router.pools]]`.
+    pub pools: Vec<PoolRule>,
     /// How long a client waits for a server connection when all are in use.
     pub query_wait_timeout_ms: u64,
     /// A server connection that nobody has used for so long is closed; 0 for never.
@@ -151,6 +162,7 @@ impl Default for Config {
             read_listen: SocketAddr::from(([127, 0, 0, 1], 5001)),
             write_listen: SocketAddr::from(([127, 0, 0, 1], 5002)),
             clients_max: 2_000,
+            user_clients_max: 0,
             startups_max: 256,
             startup_timeout_ms: 10_000,
             startup_bytes_max: 10_000,
@@ -165,6 +177,8 @@ impl Default for Config {
             consistency: Consistency::Session,
             workers: 0,
             pool_size: 20,
+            pool_size_min: 0,
+            pools: Vec::new(),
             query_wait_timeout_ms: 120_000,
             server_idle_timeout_ms: 600_000,
             server_lifetime_ms: 3_600_000,
@@ -190,6 +204,8 @@ pub enum PoolMode {
     Transaction,
     /// A connection of its own, for all its life.
     Session,
+    /// For each request, which must not leave a transaction open.
+    Statement,
 }
 
 /// One of the two doors.
@@ -252,6 +268,7 @@ struct Shared {
     peers: Option<peers::Handle>,
     metrics: metrics::Metrics,
     clients: Arc<Semaphore>,
+    counted: limits::Counted,
     startups: Arc<Semaphore>,
     /// Makes up the salt of a role that does not exist, so that it looks like one that does.
     mock_secret: [u8; 32],
@@ -401,6 +418,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
     let World { own, state, view, local, peers, tls, end_point, authorities } = world;
     let shared = Arc::new(Shared {
         clients: places(config.clients_max),
+        counted: limits::Counted::default(),
         startups: places(config.startups_max),
         dialer: dial::Dialer::new(&config, authorities)?,
         config,

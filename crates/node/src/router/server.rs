@@ -206,8 +206,13 @@ impl ConnectError {
         match self {
             Self::Unreachable { .. } => true,
             // It starts or stops, or is full.
-            Self::Refused { sqlstate, .. } => matches!(sqlstate.as_str(), "57P03" | "53300"),
+            Self::Refused { sqlstate, .. } => sqlstate == "57P03" || self.is_too_many(),
         }
+    }
+
+    /// Whether the server has too many connections, be it in all, of the role or of the database.
+    pub(super) fn is_too_many(&self) -> bool {
+        matches!(self, Self::Refused { sqlstate, .. } if sqlstate == "53300")
     }
 }
 

@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use synapsedb_pg::sql::statement;
 use synapsedb_pg::sql::traits::Flags;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::account::{Account, add};
 use super::ending::{draining, killed};
 use super::entry::{Activity, End, Entry};
 use super::expected::StatementId;
+use super::limits::Place;
 use super::loss::Aborted;
 use super::metrics::EndedBy;
 use super::origin::{self, Greeting, Origin};
@@ -43,7 +43,7 @@ pub(super) struct Session {
     pub(super) origin: Rc<Origin>,
     pub(super) entry: Rc<Entry>,
     pub(super) greeting: Option<Greeting>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     /// The settings that its server connections must have.
     pub(super) wanted: Rc<Settings>,
     /// What its servers have reported to it.
@@ -131,7 +131,7 @@ impl Session {
         origin: Rc<Origin>,
         entry: Rc<Entry>,
         greeting: Greeting,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) -> Self {
         account.clients.set(account.clients.get() + 1);
         let consistency = worker.shared.config.consistency;

@@ -22,6 +22,8 @@ const INBOX_KEPT_BYTES: usize = 1024;
 pub(super) enum Turn {
     /// Nothing is under way and no transaction is open.
     Quiet,
+    /// A transaction is open that there must not be.
+    LeftOpen,
     ServerLost(String),
     ClientLost(EndedBy),
     /// The session is told to end, or to let go of its server, and something is under way.
@@ -45,6 +47,9 @@ impl Session {
                 Ok(progress) => progress,
                 Err(turn) => return Poll::Ready(turn),
             };
+            if self.leaves_open(server) {
+                return Poll::Ready(Turn::LeftOpen);
+            }
             if self.is_quiet(server) && (self.ending || (self.active && self.lets_go())) {
                 return Poll::Ready(Turn::Quiet);
             }

@@ -17,6 +17,7 @@ mod console;
 mod garbage;
 mod limits;
 mod pooling;
+mod pools;
 mod routing;
 mod server;
 mod server_tls;
