@@ -163,8 +163,7 @@ fn start_services(
 
     // Where applications connect.
     let (peers, local) = ways;
-    let tls = (tls.client_acceptor(), tls.end_point());
-    let world = router::World::new(&identity, &raft, &gossip, &peers, local, tls);
+    let world = router::World::new(&config.router, &identity, &raft, &gossip, &peers, local, &tls)?;
     let (router, task) = router::new(config.router, world, &mut registry)?;
     tasks.spawn("router", |stop| task.run(stop));
 

@@ -1,6 +1,7 @@
 //! What serde cannot check: required keys, ranges, the member list, and addresses that must not be public.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use synapsedb_core::ids::NodeId;
 
@@ -9,6 +10,7 @@ use super::document::Document;
 use super::problem::{Place, Problems};
 use crate::postgres::{self, Mode};
 use crate::replication::{self, durability};
+use crate::router;
 
 /// Adds a problem for every required key that is not there.
 pub(super) fn required(document: &Document<'_>, problems: &mut Problems) {
@@ -40,6 +42,7 @@ pub(super) fn ranges(config: &AgentConfig, document: &Document<'_>, problems: &m
     check.postgres(&config.postgres);
     check.apply_limits(&config.replication);
     check.durability(&config.replication.durability);
+    check.router(&config.router);
 }
 
 struct Check<'a, 'i> {
@@ -110,6 +113,27 @@ impl Check<'_, '_> {
         let (lost, applied) = (config.degrade_after_ms, config.applied_wait_max_ms);
         self.within("replication.durability.degrade_after_ms", lost, 10, 3_600_000);
         self.within("replication.durability.applied_wait_max_ms", applied, 10, 3_600_000);
+    }
+
+    fn router(&mut self, config: &router::Config) {
+        let nobody = |file: &Path| file.as_os_str().is_empty();
+        if config.client_authority().is_some_and(nobody) {
+            let text =
+                "needs router.tls_client_ca_file, the authority of the clients' certificates (PEM)";
+            self.refuse("router.client_certificates", text);
+        }
+        for (index, rule) in config.pools.iter().enumerate() {
+            if rule.size == Some(0) || (rule.size.is_none() && rule.mode.is_none()) {
+                let text = "needs a `mode`, or a `size` of at least 1, or both";
+                self.refuse(&format!("router.pools.{index}"), text);
+            }
+        }
+        for (index, pair) in config.certificate_roles.iter().enumerate() {
+            if pair.certificate.is_empty() || pair.role.is_empty() {
+                let text = "needs `certificate`, a common name, and `role`, whom its holder may be";
+                self.refuse(&format!("router.certificate_roles.{index}"), text);
+            }
+        }
     }
 
     fn postgres(&mut self, config: &postgres::Config) {

@@ -139,6 +139,26 @@ fn modes_need_their_keys() {
 }
 
 #[test]
+fn rules_of_the_router_are_whole() {
+    let told = |more: &str| parse(more, &[]).unwrap_err().to_string();
+    let text = told("[router]\nclient_certificates = \"require\"\n");
+    assert!(text.starts_with("agent.toml:13: router.client_certificates: needs router.tls_client"));
+    let text = told("[[router.pools]]\nuser = \"ada\"\n");
+    assert!(text.starts_with("agent.toml:12: router.pools.0: needs a `mode`"), "{text}");
+    let text = told("[[router.pools]]\nsize = 0\nmode = \"session\"\n");
+    assert!(text.contains("router.pools.0: needs"), "{text}");
+    let text = told("[[router.certificate_roles]]\nrole = \"ada\"\n");
+    assert!(text.contains("router.certificate_roles.0: needs `certificate`"), "{text}");
+    let text = told("[router]\nserver_tls = \"sometimes\"\n");
+    assert!(text.contains("router.server_tls") && text.contains("verify-full"), "{text}");
+    let good = "[router]\nclient_certificates = \"allow\"\ntls_client_ca_file = \"/ca.crt\"\nserver_tls = \
+                \"verify-full\"\n[[router.pools]]\ndatabase = \"app\"\nmode = \"statement\"\n\
+                [[router.certificate_roles]]\ncertificate = \"robot\"\nrole = \"ada\"\n";
+    let config = parse(good, &[]).unwrap().router;
+    assert_eq!((config.pools.len(), config.certificate_roles.len()), (1, 1));
+}
+
+#[test]
 fn the_environment_overrides_and_is_named_in_errors() {
     let config = parse(
         "",

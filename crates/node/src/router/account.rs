@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::origin::{Origin, Parameters};
 use super::pool::Pool;
+use super::pooling::Pooling;
 use super::server::Address;
 use super::worker::Worker;
 
@@ -26,6 +27,9 @@ pub(super) struct Account {
     defaults: RefCell<String>,
     origins: RefCell<HashMap<Parameters, Rc<Origin>>>,
     pub(super) clients: Cell<usize>,
+    pub(super) pooling: Pooling,
+    /// Its pools are kept filled.
+    warm: Cell<bool>,
     pub(super) counters: Counters,
     /// An operator has paused the database: no transaction begins.
     held: Cell<bool>,
@@ -139,7 +143,7 @@ pub(super) fn add(counter: &Cell<u64>, more: u64) {
 }
 
 impl Account {
-    pub(super) fn new(user: &str, database: &str) -> Self {
+    pub(super) fn new(user: &str, database: &str, pooling: Pooling) -> Self {
         Self {
             user: user.to_owned(),
             database: database.to_owned(),
@@ -148,6 +152,8 @@ impl Account {
             defaults: RefCell::default(),
             origins: RefCell::default(),
             clients: Cell::new(0),
+            pooling,
+            warm: Cell::new(false),
             counters: Counters::default(),
             held: Cell::new(false),
             resumed: Notify::new(),
@@ -202,6 +208,16 @@ impl Account {
     /// A client has proved to be the role.
     pub(super) fn proved(&self, keys: Keys) {
         *self.keys.borrow_mut() = Some(Arc::new(keys));
+        self.warm.set(true);
+    }
+
+    pub(super) fn is_warm(&self) -> bool {
+        self.warm.get()
+    }
+
+    /// No connection is opened ahead until somebody logs in again.
+    pub(super) fn cool(&self) {
+        self.warm.set(false);
     }
 
     /// The pool at a node; one whose address has changed is given up.

@@ -61,7 +61,7 @@ async fn every_server(worker: &Worker, pid: u32, key: &[u8]) {
         let since = std::time::SystemTime::now();
         let key = CancelKey { address: Rc::new(address), data: data.clone(), since };
         async move {
-            if let Err(error) = server::cancel(&key, &worker.shared.config).await {
+            if let Err(error) = server::cancel(&key, &worker.shared).await {
                 tracing::debug!("a cancel request did not reach {}: {error}", key.address.tcp);
             }
         }

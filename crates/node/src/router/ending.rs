@@ -44,6 +44,7 @@ impl Session {
                 self.end_lent(lent);
                 Ok(None)
             }
+            Turn::LeftOpen => self.refuse_transaction(lent).await,
             Turn::ServerLost(why) if self.repeat() => {
                 tracing::debug!(node = %lent.server.node(), "a read is repeated: {why}");
                 self.worker.shared.metrics.repeated();
@@ -156,8 +157,8 @@ impl Session {
 }
 
 /// Whatever the server still works on, nobody waits for it any more.
-async fn cancel_if_busy(server: &Server, worker: &Worker) {
+pub(super) async fn cancel_if_busy(server: &Server, worker: &Worker) {
     if server.expected.cycles() > 0 {
-        let _ = server::cancel(&server.cancel, &worker.shared.config).await;
+        let _ = server::cancel(&server.cancel, &worker.shared).await;
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::account::Account;
 use super::console::{self, Console};
 use super::entry::{self, Entry};
+use super::limits::Place;
 use super::metrics::Refused;
 use super::origin;
 pub(super) use super::origin::Origin;
@@ -24,7 +25,7 @@ use super::session::Session;
 use super::socket::Socket;
 use super::startup::{self, Failure, FirstPacket, StartupError};
 use super::worker::Worker;
-use super::{Endpoint, listen};
+use super::{Endpoint, certificate, listen};
 
 /// A client may ask for GSSAPI, then for TLS, and must then begin.
 const FIRST_PACKETS_MAX: usize = 3;
@@ -137,7 +138,7 @@ impl Startup {
 
 /// Settles encryption and reads what the client wants; `None` if it was refused (and told so) or has gone.
 async fn greet(worker: &Worker, endpoint: Endpoint, stream: TcpStream) -> Option<(Socket, First)> {
-    let mut client = Socket::Tcp(stream);
+    let mut client = certificate::begin(worker, endpoint, stream).await?;
     for _ in 0..FIRST_PACKETS_MAX {
         let packet = startup::read(&mut client, worker.shared.config.startup_bytes_max).await;
         match (packet, client) {
@@ -171,19 +172,12 @@ async fn greet(worker: &Worker, endpoint: Endpoint, stream: TcpStream) -> Option
 }
 
 async fn encrypt(worker: &Worker, endpoint: Endpoint, mut stream: TcpStream) -> Option<Socket> {
-    let Some(tls) = &worker.shared.tls else {
+    if worker.shared.tls.is_none() {
         stream.write_all(b"N").await.ok()?;
         return Some(Socket::Tcp(stream));
-    };
-    stream.write_all(b"S").await.ok()?;
-    match tls.accept(stream).await {
-        Ok(stream) => Some(Socket::Tls(Box::new(stream))),
-        Err(error) => {
-            worker.shared.metrics.refused(endpoint, Refused::Tls);
-            tracing::debug!("a client's TLS handshake failed: {error}");
-            None
-        }
     }
+    stream.write_all(b"S").await.ok()?;
+    certificate::encrypt(worker, endpoint, stream).await
 }
 
 async fn refuse_startup(worker: &Worker, endpoint: Endpoint, client: Socket, error: &StartupError) {
@@ -251,6 +245,8 @@ impl Arrival {
         let database = startup.parameter("database").unwrap_or(user);
         let place = self.place(startup)?;
         self.refuse_the_agents_role(user)?;
+        certificate::check(&self.worker.shared.config, &self.client, user)
+            .map_err(|failure| Turned::new(Refused::Password, &failure))?;
         let role = self.worker.roles.look_up(user, database).await.map_err(|why| {
             let failure = Failure {
                 sqlstate: "57P03",
@@ -270,8 +266,10 @@ impl Arrival {
         }
         let account = self.worker.account(user, database);
         account.proved(keys);
+        let shared = &self.worker.shared;
+        let place = shared.counted.enter(&shared.config, role.as_ref(), user, database, place);
+        let place = place.map_err(|failure| Turned::new(Refused::TooManyClients, &failure))?;
         if let Some(role) = &role {
-            limit_role(&account, role)?;
             account.begins_with(&role.defaults);
         }
         let known = role.is_some_and(|role| role.may_login && role.may_connect);
@@ -339,7 +337,7 @@ impl Arrival {
         let mut exchange = ServerExchange::new(verifier, end_point, rand::random());
         let mut out = startup.negotiation();
         wire::authentication_sasl(&mut out, exchange.mechanisms());
-        self.client.write_all(&out).await.map_err(gone)?;
+        self.client.say(&out).await.map_err(gone)?;
 
         let first = self.sasl_message().await?;
         let refused = |error: ScramError| Wrong::of(error, user);
@@ -350,7 +348,7 @@ impl Arrival {
         let reply = self.or_slowly(outcome).await?;
         out.clear();
         wire::authentication_sasl_continue(&mut out, &reply);
-        self.client.write_all(&out).await.map_err(gone)?;
+        self.client.say(&out).await.map_err(gone)?;
 
         let last = self.sasl_message().await?;
         let outcome = exchange.finish(&last).map_err(refused);
@@ -358,7 +356,7 @@ impl Arrival {
         out.clear();
         wire::authentication_sasl_final(&mut out, &reply);
         wire::authentication_ok(&mut out);
-        self.client.write_all(&out).await.map_err(gone)?;
+        self.client.say(&out).await.map_err(gone)?;
         Ok(keys)
     }
 
@@ -443,7 +441,7 @@ struct Client {
     account: Rc<Account>,
     origin: Rc<Origin>,
     greeting: origin::Greeting,
-    place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// A login that failed.
@@ -474,14 +472,4 @@ fn sasl_initial(body: &[u8]) -> Option<(&str, &[u8])> {
     let mechanism = std::str::from_utf8(&body[..end]).ok()?;
     let (length, data) = body[end + 1..].split_first_chunk::<4>()?;
     (i32::from_be_bytes(*length) == data.len() as i32).then_some((mechanism, data))
-}
-
-fn limit_role(account: &Account, role: &Role) -> Result<(), Turned> {
-    let limit = usize::try_from(role.connections_max).unwrap_or(usize::MAX);
-    if account.clients.get() < limit {
-        return Ok(());
-    }
-    let message = format!("too many connections for role \"{}\"", account.user);
-    let failure = Failure { sqlstate: "53300", message, hint: String::new() };
-    Err(Turned::new(Refused::TooManyClients, &failure))
 }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use prometheus_client::registry::Registry;
+use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::state::ClusterState;
@@ -23,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::Identity;
-use crate::{gossip, peers, raft};
+use crate::{gossip, peers, raft, tls};
 
 pub mod api;
 pub mod choose;
@@ -31,14 +32,18 @@ pub mod stats;
 
 mod account;
 mod breaker;
+mod by_statement;
 mod cancel;
+mod certificate;
 mod console;
+mod dial;
 mod downstream;
 mod ending;
 mod entry;
 mod expected;
 mod exposition;
 mod lend;
+mod limits;
 mod listen;
 mod login;
 mod loss;
@@ -47,6 +52,7 @@ mod origin;
 mod own;
 mod pid;
 mod pool;
+mod pooling;
 mod reach;
 mod repeat;
 mod roles;
@@ -69,8 +75,12 @@ mod traffic;
 mod turn;
 mod unix;
 mod upstream;
+mod warm;
 mod worker;
 
+pub use certificate::{CertificateRole, ClientCertificates};
+pub use dial::ServerTls;
+pub use pooling::PoolRule;
 use snapshot::Snapshot;
 pub use task::Task;
 pub use token::Consistency;
@@ -85,6 +95,8 @@ pub struct Config {
     pub write_listen: SocketAddr,
     /// Sessions at once on this agent, both endpoints together; one more is refused with 53300.
     pub clients_max: usize,
+    /// Clients of one role at once on this agent; one more is refused with 53300. 0 for no limit.
+    pub user_clients_max: usize,
     /// Connections at once that have not said yet who they are; one more is closed without an answer.
     pub startups_max: usize,
     /// From accept to a complete startup packet, TLS included.
@@ -114,6 +126,10 @@ pub struct Config {
     pub workers: usize,
     /// Server connections of one role in one database on one node.
     pub pool_size: usize,
+    /// Connections that such a pool has at the least, from the first login on; 0 for none.
+    pub pool_size_min: usize,
+    /// What is otherwise for some clients: `[[router.pools]]`.
+    pub pools: Vec<PoolRule>,
     /// How long a client waits for a server connection when all are in use.
     pub query_wait_timeout_ms: u64,
     /// A server connection that nobody has used for so long is closed; 0 for never.
@@ -126,6 +142,16 @@ pub struct Config {
     pub query_bytes_max: usize,
     /// How late a login with a wrong password is answered.
     pub failed_login_delay_ms: u64,
+    /// Whether server connections by TCP are encrypted: `off`, `prefer`, `require` or `verify-full`.
+    pub server_tls: ServerTls,
+    /// The authorities (PEM) that `verify-full` trusts; empty for the cluster's own.
+    pub server_tls_ca_file: PathBuf,
+    /// Whether clients must show a certificate, beside proving their password: `off`, `allow` or `require`.
+    pub client_certificates: ClientCertificates,
+    /// The authorities (PEM) of clients' certificates; needed unless `client_certificates` is `off`.
+    pub tls_client_ca_file: PathBuf,
+    /// Which roles the holder of a certificate may be, beside the one that it names.
+    pub certificate_roles: Vec<CertificateRole>,
     /// Idle time before TCP keepalive probes; a dead peer is noticed about twice as long after it was last heard.
     pub keepalive_ms: u64,
 }
@@ -136,6 +162,7 @@ impl Default for Config {
             read_listen: SocketAddr::from(([127, 0, 0, 1], 5001)),
             write_listen: SocketAddr::from(([127, 0, 0, 1], 5002)),
             clients_max: 2_000,
+            user_clients_max: 0,
             startups_max: 256,
             startup_timeout_ms: 10_000,
             startup_bytes_max: 10_000,
@@ -150,12 +177,19 @@ impl Default for Config {
             consistency: Consistency::Session,
             workers: 0,
             pool_size: 20,
+            pool_size_min: 0,
+            pools: Vec::new(),
             query_wait_timeout_ms: 120_000,
             server_idle_timeout_ms: 600_000,
             server_lifetime_ms: 3_600_000,
             prepared_statements_max: 200,
             query_bytes_max: 1024 * 1024,
             failed_login_delay_ms: 500,
+            server_tls: ServerTls::Prefer,
+            server_tls_ca_file: PathBuf::new(),
+            client_certificates: ClientCertificates::Off,
+            tls_client_ca_file: PathBuf::new(),
+            certificate_roles: Vec::new(),
             keepalive_ms: 10_000,
         }
     }
@@ -170,6 +204,8 @@ pub enum PoolMode {
     Transaction,
     /// A connection of its own, for all its life.
     Session,
+    /// For each request, which must not leave a transaction open.
+    Statement,
 }
 
 /// One of the two doors.
@@ -226,10 +262,13 @@ struct Shared {
     tls: Option<TlsAcceptor>,
     /// The hash of the certificate that clients are shown, for SCRAM with channel binding.
     end_point: Option<Vec<u8>>,
+    /// The way to the servers.
+    dialer: dial::Dialer,
     local: Option<Local>,
     peers: Option<peers::Handle>,
     metrics: metrics::Metrics,
     clients: Arc<Semaphore>,
+    counted: limits::Counted,
     startups: Arc<Semaphore>,
     /// Makes up the salt of a role that does not exist, so that it looks like one that does.
     mock_secret: [u8; 32],
@@ -326,27 +365,34 @@ pub struct World {
     pub tls: Option<TlsAcceptor>,
     /// The hash of the certificate that clients are shown (RFC 5929, tls-server-end-point).
     pub end_point: Option<Vec<u8>>,
+    /// The authorities that servers' certificates are checked against, unless the configuration names others.
+    pub authorities: Arc<RootCertStore>,
 }
 
 impl World {
     /// Of the components that the router stands on.
+    ///
+    /// # Errors
+    /// The authority of clients' certificates cannot be used.
     pub fn new(
+        config: &Config,
         identity: &Identity,
         raft: &raft::Handle,
         gossip: &gossip::Handle,
         peers: &peers::Handle,
         local: Local,
-        tls: (TlsAcceptor, Option<Vec<u8>>),
-    ) -> Self {
-        Self {
+        tls: &tls::Handle,
+    ) -> Result<Self> {
+        Ok(Self {
             own: identity.node,
             state: raft.watch(),
             view: gossip.watch(),
             local: Some(local),
             peers: Some(peers.clone()),
-            tls: Some(tls.0),
-            end_point: tls.1,
-        }
+            tls: Some(tls.client_acceptor(config.client_authority())?),
+            end_point: tls.end_point(),
+            authorities: tls.authorities(),
+        })
     }
 }
 
@@ -354,7 +400,7 @@ impl World {
 ///
 /// # Errors
 /// An address cannot be bound, for instance because another program has taken the port; names the endpoint, the
-/// address and what to do.
+/// address and what to do. Or a file of the configuration cannot be used; names it.
 pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Handle, Task)> {
     let workers = workers(&config);
     let mut listeners = Vec::with_capacity(workers);
@@ -369,10 +415,12 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
     }
     let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
-    let World { own, state, view, local, peers, tls, end_point } = world;
+    let World { own, state, view, local, peers, tls, end_point, authorities } = world;
     let shared = Arc::new(Shared {
         clients: places(config.clients_max),
+        counted: limits::Counted::default(),
         startups: places(config.startups_max),
+        dialer: dial::Dialer::new(&config, authorities)?,
         config,
         own,
         state,

@@ -38,6 +38,21 @@ pub(super) struct Origin {
     pub(super) dedicated: Option<&'static str>,
 }
 
+impl Origin {
+    /// Of a packet that says nothing but who wants to go where: any client can be served by such a session.
+    pub(super) fn plain(worker: &Worker, account: &Account) -> Rc<Self> {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let none = worker.settings.intern(Settings::new());
+        Rc::new(Self {
+            parameters: vec![pair("user", &account.user), pair("database", &account.database)],
+            settings: Rc::clone(&none),
+            reported: none,
+            notices: Vec::new(),
+            dedicated: None,
+        })
+    }
+}
+
 /// What is sent to a client that has come in.
 pub(super) struct Greeting {
     /// The connection that the client keeps for all its life.
@@ -64,7 +79,7 @@ pub(super) async fn find(
     parameters: &Parameters,
     wish: Wish,
 ) -> Result<(Rc<Origin>, Greeting), Turned> {
-    let pooled = worker.shared.config.pool_mode != PoolMode::Session && !wish.replicates;
+    let pooled = account.pooling.mode != PoolMode::Session && !wish.replicates;
     if pooled
         && wish.known
         && let Some(origin) = account.origin(parameters)
@@ -72,14 +87,16 @@ pub(super) async fn find(
         return Ok((origin, Greeting { server: None }));
     }
     let keys = account.keys();
-    let config = &worker.shared.config;
     let patience = patience(worker, wish.endpoint);
     let reading = Reading::default();
     let opened = reach(worker, wish.endpoint, &reading, patience, async |address| {
-        let opened = server::open(&address, parameters, keys.as_ref(), config).await;
+        let opened = server::open(&address, parameters, keys.as_ref(), &worker.shared).await;
         match &opened {
             Ok(_) => worker.reached(address.node),
-            Err(error) => worker.failed_to_reach(address.node, error),
+            Err(error) => {
+                worker.failed_to_reach(address.node, error);
+                worker.make_room(&account.user, error);
+            }
         }
         opened.map(|opened| (opened, address)).map_err(super::pool::NoServer::Connect)
     });

@@ -42,6 +42,15 @@ pub(super) struct Pool {
     pub(super) lent: Rc<Cell<u64>>,
 }
 
+/// What a connection is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// A client waits for one.
+    Waited,
+    /// Clients may come.
+    Ahead,
+}
+
 /// A client that waits.
 struct Waiter {
     origin: Rc<Origin>,
@@ -100,7 +109,7 @@ impl Pool {
             let same = idle.iter().rposition(|server| Rc::ptr_eq(&server.applied, wanted));
             let place = same
                 .or_else(|| idle.iter().rposition(|server| can_serve(&server.startup, wanted)))?;
-            let server = idle.remove(place);
+            let mut server = idle.remove(place);
             // Whatever an idle server has to say, it is most often its end.
             if !server.io.has_news() {
                 return Some(server);
@@ -210,26 +219,40 @@ impl Pool {
                 }
                 self.lost();
             }
-            self.connect();
+            let Some(waiter) = self.first_waiting() else { return };
+            self.connect(Rc::clone(&waiter.origin), Purpose::Waited);
             unserved -= 1;
         }
     }
 
-    /// Opens a connection for whoever waits first.
-    fn connect(self: &Rc<Self>) {
+    /// Opens connections until there are so many.
+    pub(super) fn fill(self: &Rc<Self>, least: usize) {
         let (Some(worker), Some(account)) = (self.worker.upgrade(), self.account.upgrade()) else {
             return;
         };
-        let Some(waiter) = self.first_waiting() else { return };
+        let least = least.min(self.size_max());
+        if self.open.get() >= least {
+            return;
+        }
+        let origin = Origin::plain(&worker, &account);
+        while self.open.get() < least {
+            self.connect(Rc::clone(&origin), Purpose::Ahead);
+        }
+    }
+
+    /// Opens a connection with this startup packet, which then goes to whoever waits first.
+    fn connect(self: &Rc<Self>, origin: Rc<Origin>, purpose: Purpose) {
+        let (Some(worker), Some(account)) = (self.worker.upgrade(), self.account.upgrade()) else {
+            return;
+        };
         self.open.set(self.open.get() + 1);
         self.connecting.set(self.connecting.get() + 1);
         let pool = Rc::clone(self);
         tokio::task::spawn_local(async move {
             let keys = account.keys();
-            let config = &worker.shared.config;
-            let origin = &waiter.origin;
             let opened =
-                server::open(&pool.address, &origin.parameters, keys.as_ref(), config).await;
+                server::open(&pool.address, &origin.parameters, keys.as_ref(), &worker.shared)
+                    .await;
             pool.connecting.set(pool.connecting.get() - 1);
             match opened {
                 Ok(opened) => {
@@ -243,7 +266,18 @@ impl Pool {
                 Err(error) => {
                     worker.failed_to_reach(pool.address.node, &error);
                     pool.lost();
-                    pool.fail(&error);
+                    match purpose {
+                        Purpose::Waited => {
+                            worker.make_room(&account.user, &error);
+                            pool.fail(&error);
+                        }
+                        Purpose::Ahead => {
+                            if matches!(error, ConnectError::Refused { .. }) {
+                                account.cool();
+                            }
+                            pool.serve_waiting();
+                        }
+                    }
                 }
             }
         });
@@ -261,7 +295,8 @@ impl Pool {
     }
 
     fn size_max(&self) -> usize {
-        self.worker.upgrade().map_or(1, |worker| worker.pool_size())
+        let size = self.account.upgrade().map_or(1, |account| account.pooling.size);
+        self.worker.upgrade().map_or(1, |worker| worker.part_of(size).max(1))
     }
 
     fn is_worn_out(&self, server: &Server) -> bool {
@@ -271,15 +306,20 @@ impl Pool {
             || self.opened_after.get().is_some_and(|after| server.opened <= after)
     }
 
-    /// Closes idle connections that have been so for too long, or live for too long, or have ended.
-    pub(super) fn sweep(self: &Rc<Self>, idle_max: Duration) {
-        let old = |server: &Server| {
-            (!idle_max.is_zero() && server.used.elapsed() >= idle_max)
-                || self.is_worn_out(server)
-                || server.io.has_news()
+    /// Closes idle connections that have been so for too long, but for the `least` that there should be, or live for
+    /// too long, or have ended.
+    pub(super) fn sweep(self: &Rc<Self>, idle_max: Duration, least: usize) {
+        let mut spare = self.open.get().saturating_sub(least);
+        let keep = |server: &mut Box<Server>| {
+            if self.is_worn_out(server) || server.io.has_news() {
+                return false;
+            }
+            let unused = !idle_max.is_zero() && server.used.elapsed() >= idle_max && spare > 0;
+            spare -= usize::from(unused);
+            !unused
         };
         let before = self.idle.borrow().len();
-        self.idle.borrow_mut().retain(|server| !old(server));
+        self.idle.borrow_mut().retain_mut(keep);
         let closed = before - self.idle.borrow().len();
         for _ in 0..closed {
             self.lost();
@@ -290,7 +330,7 @@ impl Pool {
     /// Closes all idle connections, and lets those that are lent end when they come back.
     pub(super) fn renew(self: &Rc<Self>) {
         self.opened_after.set(Some(Instant::now()));
-        self.sweep(Duration::ZERO);
+        self.sweep(Duration::ZERO, 0);
     }
 
     /// Closes the connections that nobody has now.

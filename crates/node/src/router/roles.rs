@@ -26,6 +26,8 @@ pub(super) struct Role {
     pub(super) is_superuser: bool,
     /// A member of `pg_monitor`.
     pub(super) may_monitor: bool,
+    /// `datconnlimit` of the database; negative for none.
+    pub(super) database_connections_max: i32,
 }
 
 /// Looks roles up, on the server beside this agent.
@@ -88,6 +90,7 @@ impl Roles {
             defaults: row.get(4),
             is_superuser: row.get(5),
             may_monitor: row.get(6),
+            database_connections_max: row.get(7),
         }))
     }
 

@@ -21,6 +21,7 @@ select case when r.rolvaliduntil < pg_catalog.now() then null else r.rolpassword
            ''
        ),
        r.rolsuper,
-       pg_catalog.pg_has_role(r.oid, 'pg_monitor', 'member')
+       pg_catalog.pg_has_role(r.oid, 'pg_monitor', 'member'),
+       coalesce((select d.datconnlimit from pg_catalog.pg_database as d where d.datname = $2), -1)
 from pg_catalog.pg_authid as r
 where r.rolname = $1

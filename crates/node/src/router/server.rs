@@ -10,17 +10,15 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::{Buf as _, Bytes, BytesMut};
 use postgres_protocol::message::frontend as sasl;
 use synapsedb_core::ids::NodeId;
-use synapsedb_pg::scram::{ClientExchange, Keys};
+use synapsedb_pg::scram::{Channel, ClientExchange, Keys};
 use synapsedb_pg::wire::{backend, frontend};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use super::expected::{Expected, StatementId};
 use super::settings::Settings;
 use super::socket::Socket;
-use super::unix::UnixSocket;
-use super::{Config, listen, startup};
+use super::{Shared, startup};
 
 /// The longest message of a login; PostgreSQL's are far shorter.
 const LOGIN_MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -145,7 +143,7 @@ impl Server {
         let mut request = BytesMut::new();
         frontend::query(&mut request, sql)
             .map_err(|error| AskError::Broken(io::Error::other(error.to_string())))?;
-        self.io.write_all(&request).await.map_err(AskError::Broken)?;
+        self.io.say(&request).await.map_err(AskError::Broken)?;
         let (mut rows, mut failed) = (Vec::new(), None);
         let mut buffer = BytesMut::from(std::mem::take(&mut self.inbox).as_slice());
         loop {
@@ -208,8 +206,13 @@ impl ConnectError {
         match self {
             Self::Unreachable { .. } => true,
             // It starts or stops, or is full.
-            Self::Refused { sqlstate, .. } => matches!(sqlstate.as_str(), "57P03" | "53300"),
+            Self::Refused { sqlstate, .. } => sqlstate == "57P03" || self.is_too_many(),
         }
+    }
+
+    /// Whether the server has too many connections, be it in all, of the role or of the database.
+    pub(super) fn is_too_many(&self) -> bool {
+        matches!(self, Self::Refused { sqlstate, .. } if sqlstate == "53300")
     }
 }
 
@@ -228,10 +231,10 @@ pub(super) async fn open(
     address: &Rc<Address>,
     parameters: &[(String, String)],
     keys: Option<&Arc<Keys>>,
-    config: &Config,
+    shared: &Shared,
 ) -> Result<Opened, ConnectError> {
-    let patience = Duration::from_millis(config.connect_timeout_ms);
-    match timeout(patience, login(address, parameters, keys, config)).await {
+    let patience = Duration::from_millis(shared.config.connect_timeout_ms);
+    match timeout(patience, login(address, parameters, keys, shared)).await {
         Ok(outcome) => outcome,
         Err(_) => {
             let why = format!("no answer within {patience:?}");
@@ -240,28 +243,20 @@ pub(super) async fn open(
     }
 }
 
-async fn connect(address: &Address, config: &Config) -> io::Result<Socket> {
-    if let Some(path) = &address.unix {
-        return UnixSocket::connect(path).await.map(Socket::Unix);
-    }
-    let stream = TcpStream::connect(&address.tcp).await?;
-    listen::tune(&stream, config.keepalive_ms)?;
-    Ok(Socket::Tcp(stream))
-}
-
 async fn login(
     address: &Rc<Address>,
     parameters: &[(String, String)],
     keys: Option<&Arc<Keys>>,
-    config: &Config,
+    shared: &Shared,
 ) -> Result<Opened, ConnectError> {
     let unreachable = |why: String| ConnectError::Unreachable { address: address.tcp.clone(), why };
     let broken = |error: io::Error| unreachable(error.to_string());
-    let mut io = connect(address, config).await.map_err(broken)?;
+    let mut io = shared.dialer.connect(address).await.map_err(broken)?;
+    let end_point = io.end_point_of_server();
     let mut out = BytesMut::new();
     let pairs = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     frontend::startup(&mut out, pairs).map_err(|error| unreachable(error.to_string()))?;
-    io.write_all(&out).await.map_err(broken)?;
+    io.say(&out).await.map_err(broken)?;
 
     let mut buffer = BytesMut::new();
     let mut exchange = None;
@@ -272,8 +267,8 @@ async fn login(
         match tag {
             backend::AUTHENTICATION => {
                 out.clear();
-                answer(&body, keys, &mut exchange, &mut out).map_err(unreachable)?;
-                io.write_all(&out).await.map_err(broken)?;
+                answer(&body, keys, &end_point, &mut exchange, &mut out).map_err(unreachable)?;
+                io.say(&out).await.map_err(broken)?;
             }
             backend::PARAMETER_STATUS => {
                 let pair = backend::parameter_status(&body);
@@ -281,6 +276,11 @@ async fn login(
             }
             backend::BACKEND_KEY_DATA => data = body,
             backend::NOTICE_RESPONSE => startup::put_message(&mut notices, tag, &[&body]),
+            backend::ERROR_RESPONSE if exchange.is_some() => {
+                return Err(
+                    not_the_server(address, &body).unwrap_or_else(|| refused(address, &body))
+                );
+            }
             backend::ERROR_RESPONSE => return Err(refused(address, &body)),
             backend::READY_FOR_QUERY => {
                 let since = SystemTime::now();
@@ -314,6 +314,19 @@ fn new(io: Socket, cancel: CancelKey, reported: Settings) -> Server {
     }
 }
 
+/// The server says that it is not the one at the other end of our TLS. Its words would puzzle a client whose own TLS is
+/// in order.
+fn not_the_server(address: &Address, body: &[u8]) -> Option<ConnectError> {
+    (startup::error_field(body, b'C') == Some("28000")).then(|| {
+        let text = startup::error_field(body, b'M').unwrap_or_default();
+        let why = format!(
+            "what answers there by TLS is not the server that knows the password (\"{text}\"): a proxy that ends TLS \
+             stands in between, or an attacker; router.server_tls = \"off\" would not notice"
+        );
+        ConnectError::Unreachable { address: address.tcp.clone(), why }
+    })
+}
+
 fn refused(address: &Address, body: &[u8]) -> ConnectError {
     let field = |tag| startup::error_field(body, tag).unwrap_or_default().to_owned();
     let mut raw = Vec::new();
@@ -330,16 +343,23 @@ fn refused(address: &Address, body: &[u8]) -> ConnectError {
 fn answer(
     mut body: &[u8],
     keys: Option<&Arc<Keys>>,
+    end_point: &Option<Vec<u8>>,
     exchange: &mut Option<ClientExchange>,
     out: &mut BytesMut,
 ) -> Result<(), String> {
     let kind = body.try_get_u32().map_err(|_| "it asked for nothing".to_owned())?;
     match kind {
-        0 => Ok(()),
+        0 => {
+            *exchange = None;
+            Ok(())
+        }
         10 => {
             let keys = keys.ok_or("it asks for a password, and the role has proved none")?;
-            let begun = ClientExchange::new(Arc::clone(keys), rand::random());
-            sasl::sasl_initial_response("SCRAM-SHA-256", &begun.first(), out)
+            let offered: Vec<&[u8]> = body.split(|byte| *byte == 0).collect();
+            let channel = Channel::choose(end_point.clone(), &offered)
+                .ok_or("it offers no SCRAM-SHA-256, and nothing else is passed on")?;
+            let begun = ClientExchange::new(Arc::clone(keys), channel, rand::random());
+            sasl::sasl_initial_response(begun.mechanism(), &begun.first(), out)
                 .map_err(|error| error.to_string())?;
             *exchange = Some(begun);
             Ok(())
@@ -391,11 +411,11 @@ async fn next_message(
 }
 
 /// Asks a server to cancel what a session works on. As in PostgreSQL nobody learns whether it hit anything.
-pub(super) async fn cancel(key: &CancelKey, config: &Config) -> io::Result<()> {
-    let patience = Duration::from_millis(config.connect_timeout_ms);
+pub(super) async fn cancel(key: &CancelKey, shared: &Shared) -> io::Result<()> {
+    let patience = Duration::from_millis(shared.config.connect_timeout_ms);
     let sent = timeout(patience, async {
-        let mut io = connect(&key.address, config).await?;
-        io.write_all(&startup::cancel_request(&key.data)).await?;
+        let mut io = shared.dialer.connect(&key.address).await?;
+        io.say(&startup::cancel_request(&key.data)).await?;
         // The server closes when it has acted; waiting for that keeps the order of cancel and next query.
         io.read(&mut [0; 1]).await
     });

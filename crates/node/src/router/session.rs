@@ -10,13 +10,12 @@ use std::time::Instant;
 
 use synapsedb_pg::sql::statement;
 use synapsedb_pg::sql::traits::Flags;
-use tokio::io::AsyncWriteExt as _;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::account::{Account, add};
 use super::ending::{draining, killed};
 use super::entry::{Activity, End, Entry};
 use super::expected::StatementId;
+use super::limits::Place;
 use super::loss::Aborted;
 use super::metrics::EndedBy;
 use super::origin::{self, Greeting, Origin};
@@ -44,7 +43,7 @@ pub(super) struct Session {
     pub(super) origin: Rc<Origin>,
     pub(super) entry: Rc<Entry>,
     pub(super) greeting: Option<Greeting>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     /// The settings that its server connections must have.
     pub(super) wanted: Rc<Settings>,
     /// What its servers have reported to it.
@@ -132,7 +131,7 @@ impl Session {
         origin: Rc<Origin>,
         entry: Rc<Entry>,
         greeting: Greeting,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) -> Self {
         account.clients.set(account.clients.get() + 1);
         let consistency = worker.shared.config.consistency;
@@ -244,8 +243,7 @@ impl Session {
         let key = greeting.server.as_ref().map_or(&own[..], |server| &server.cancel.data);
         let (pid, secret) = key.split_first_chunk().unwrap_or((&pid, &[]));
         let hello = origin::hello(&self.origin, u32::from_be_bytes(*pid), secret);
-        self.io.write_all(&hello).await?;
-        self.io.flush().await?;
+        self.io.say(&hello).await?;
         self.entry.pin.set(self.origin.dedicated);
         Ok(greeting.server.map(|server| {
             *self.entry.current.borrow_mut() = Some(server.cancel.clone());
@@ -277,7 +275,7 @@ impl Session {
                 Ok(false) => {}
                 Err(ended) => return Poll::Ready(Some(ended)),
             }
-            if !self.unsent.is_empty() {
+            if !self.unsent.is_empty() || self.io.holds_back() {
                 match self.io.poll_unsent(cx, &mut self.unsent) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => {

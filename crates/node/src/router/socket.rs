@@ -2,12 +2,12 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::TlsStream;
 
 use super::unix::UnixSocket;
 
@@ -18,6 +18,7 @@ const DISCARD_BYTES_MAX: usize = 64 * 1024;
 pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixSocket),
+    /// With a client or with a server.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -54,7 +55,7 @@ impl Socket {
                 }
             }
         }
-        self.flush(cx)
+        self.flush_now(cx)
     }
 
     /// Sends what could not be sent before; `Ready` when all of it has gone.
@@ -77,11 +78,14 @@ impl Socket {
         }
         // Given back, not kept: an idle connection holds no buffer.
         *unsent = Vec::new();
-        Poll::Ready(self.flush(cx))
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        }
     }
 
-    /// Only TLS has anything to flush, and what it cannot send now goes with the next write.
-    fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Only TLS has anything to flush; what it cannot send now it [holds back](Self::holds_back).
+    fn flush_now(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self {
             Self::Tcp(_) | Self::Unix(_) => Ok(()),
             Self::Tls(stream) => match Pin::new(stream.as_mut()).poll_flush(cx) {
@@ -91,13 +95,34 @@ impl Socket {
         }
     }
 
-    /// Whether anything has come, the end of the stream included, since all was read. No system call when nothing has.
-    pub(super) fn has_news(&self) -> bool {
+    /// Whether TLS has taken bytes that the peer has not: [`poll_unsent`](Self::poll_unsent) sends them.
+    pub(super) fn holds_back(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.wants_write(),
+        }
+    }
+
+    /// Sends all of `bytes`.
+    pub(super) async fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes).await?;
+        self.flush().await
+    }
+
+    /// Whether anything has come, the end of the stream included, since all was read; what has come may be lost. No
+    /// system call when nothing has.
+    pub(super) fn has_news(&mut self) -> bool {
         let mut byte = [0];
         let peeked = match self {
             Self::Tcp(stream) => stream.try_read(&mut byte),
             Self::Unix(stream) => stream.try_read(&mut byte),
-            Self::Tls(_) => return false,
+            Self::Tls(stream) => {
+                // Nobody need be woken: whoever uses the connection next asks again.
+                let mut cx = Context::from_waker(Waker::noop());
+                let read =
+                    Pin::new(stream.as_mut()).poll_read(&mut cx, &mut ReadBuf::new(&mut byte));
+                return read.is_ready();
+            }
         };
         !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }

@@ -22,6 +22,8 @@ const INBOX_KEPT_BYTES: usize = 1024;
 pub(super) enum Turn {
     /// Nothing is under way and no transaction is open.
     Quiet,
+    /// A transaction is open that there must not be.
+    LeftOpen,
     ServerLost(String),
     ClientLost(EndedBy),
     /// The session is told to end, or to let go of its server, and something is under way.
@@ -45,6 +47,9 @@ impl Session {
                 Ok(progress) => progress,
                 Err(turn) => return Poll::Ready(turn),
             };
+            if self.leaves_open(server) {
+                return Poll::Ready(Turn::LeftOpen);
+            }
             if self.is_quiet(server) && (self.ending || (self.active && self.lets_go())) {
                 return Poll::Ready(Turn::Quiet);
             }
@@ -91,7 +96,7 @@ impl Session {
         server: &mut Server,
     ) -> Result<bool, Turn> {
         let lost = |error: io::Error| Turn::ServerLost(error.to_string());
-        if !server.unsent.is_empty() {
+        if !server.unsent.is_empty() || server.io.holds_back() {
             match server.io.poll_unsent(cx, &mut server.unsent) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Err(lost(error)),
@@ -167,7 +172,7 @@ impl Session {
             tracing::debug!("a client was lost: {error}");
             Turn::ClientLost(EndedBy::ClientLost)
         };
-        if !self.unsent.is_empty() {
+        if !self.unsent.is_empty() || self.io.holds_back() {
             match self.io.poll_unsent(cx, &mut self.unsent) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Err(client_lost(error)),

@@ -28,7 +28,7 @@ use super::settings::Interner;
 use super::statements::Statements;
 use super::token::{self, Consistency, Reading};
 use super::traffic::Traffic;
-use super::{Endpoint, Shared, Snapshot, login};
+use super::{Endpoint, Shared, Snapshot, login, warm};
 
 /// After a failed accept (no file descriptor left, mostly): a rest instead of a spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
@@ -115,10 +115,21 @@ impl Worker {
         worker
     }
 
-    /// Connections that a pool of this worker may have: its part of `pool_size`.
-    pub(super) fn pool_size(&self) -> usize {
-        let (all, workers) = (self.shared.config.pool_size, self.shared.workers.max(1));
-        all.div_ceil(workers).max(1)
+    /// This worker's part of a number that is meant for all.
+    pub(super) fn part_of(&self, all: usize) -> usize {
+        all.div_ceil(self.shared.workers.max(1))
+    }
+
+    /// Where transactions may go at this moment.
+    pub(super) fn addresses(&self) -> Vec<Rc<Address>> {
+        let routes = self.routes.borrow();
+        let mut addresses: Vec<Rc<Address>> = routes.primary.iter().cloned().collect();
+        for reader in routes.readers.iter().flatten() {
+            if !addresses.iter().any(|known| known.node == reader.address.node) {
+                addresses.push(Rc::clone(&reader.address));
+            }
+        }
+        addresses
     }
 
     /// A number for a new session, its process id as the client sees it: it says whom to ask for a cancel request.
@@ -137,7 +148,8 @@ impl Worker {
         let mut accounts = self.accounts.borrow_mut();
         let key = (user.to_owned(), database.to_owned());
         let known = accounts.entry(key).or_insert_with(|| {
-            let account = Account::new(user, database);
+            let pooling = self.shared.config.pooling(user, database);
+            let account = Account::new(user, database, pooling);
             account.hold(self.holds.borrow().holds(database));
             Rc::new(account)
         });
@@ -215,6 +227,15 @@ impl Worker {
         }
     }
 
+    /// A server has no room for one more connection of the role: those that nobody has now make some.
+    pub(super) fn make_room(&self, user: &str, error: &ConnectError) {
+        if !error.is_too_many() {
+            return;
+        }
+        let (shared, order) = (Arc::clone(&self.shared), Order::CloseIdleOf(user.to_owned()));
+        tokio::task::spawn_local(async move { shared.order(&order).await });
+    }
+
     fn rest(&self) -> Duration {
         Duration::from_millis(self.shared.config.retry_ms)
     }
@@ -277,7 +298,9 @@ impl Worker {
             let period_ends = sweeps.is_multiple_of(SWEEPS_OF_PERIOD);
             for account in self.accounts() {
                 let idle_max = if account.clients.get() == 0 { CLIENTLESS_MAX } else { idle_max };
-                account.pools().iter().for_each(|pool| pool.sweep(idle_max));
+                let least = warm::least(&self, &account);
+                account.pools().iter().for_each(|pool| pool.sweep(idle_max, least));
+                warm::keep(&self, &account);
                 if period_ends {
                     account.next_period();
                 }
@@ -378,7 +401,7 @@ async fn cancel(worker: &Worker, pid: u32, key: &[u8]) {
         entry.and_then(|entry| entry.current.borrow().clone())
     };
     let Some(target) = target else { return };
-    if let Err(error) = server::cancel(&target, &worker.shared.config).await {
+    if let Err(error) = server::cancel(&target, &worker.shared).await {
         let address = &target.address.tcp;
         tracing::debug!("a cancel request did not reach {address}: {error}");
     }

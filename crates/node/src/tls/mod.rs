@@ -24,6 +24,7 @@ use crate::layout::Identity;
 
 pub mod authority;
 mod cipher;
+pub mod clients;
 mod refusal;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,9 @@ pub use refusal::Refusal;
 
 /// A certificate that expires sooner than this is complained about when it is loaded.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// PostgreSQL's protocol, as both sides of TLS name it to each other (ALPN).
+pub const ALPN: &[u8] = b"postgresql";
 
 /// Where the certificate, the keys and the authority's certificate are.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -72,9 +76,11 @@ pub struct Handle {
     cluster_id: Uuid,
     acceptor: TlsAcceptor,
     connector: TlsConnector,
-    client_acceptor: TlsAcceptor,
+    chain: Vec<CertificateDer<'static>>,
+    key: Arc<PrivateKeyDer<'static>>,
     /// The hash of the certificate that clients are shown.
     end_point: Option<Vec<u8>>,
+    authorities: Arc<RootCertStore>,
     cipher: GossipCipher,
     expires_at: SystemTime,
 }
@@ -91,17 +97,12 @@ impl std::fmt::Debug for Handle {
 /// A file that cannot be read or understood; a certificate of another node, of another cluster, of another authority,
 /// expired, not yet valid, or without its key. The text names the file and says what to do.
 pub fn load(config: &Config, identity: &Identity) -> Result<Handle> {
-    let authority = read_certificates(&config.ca)?;
     let chain = read_certificates(&config.certificate)?;
     let key = read_key(&config.key)?;
     let cipher = GossipCipher::new(identity.cluster_id, &read_gossip_key(&config.gossip_key)?);
-    let roots = trust(&config.ca, authority)?;
+    let roots = authorities(&config.ca)?;
     let expires_at = check_own_certificate(config, identity, &chain, &roots)?;
 
-    let server = || {
-        ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-    };
     let key_error = || {
         format!(
             "the key {} does not belong to the certificate {}; issue both anew",
@@ -121,19 +122,19 @@ pub fn load(config: &Config, identity: &Identity) -> Result<Handle> {
     mutual.send_tls13_tickets = 0;
     let mut outgoing = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots)
+        .with_root_certificates(roots.clone())
         .with_client_auth_cert(chain.clone(), key.clone_key())
         .with_context(key_error)?;
     outgoing.resumption = rustls::client::Resumption::disabled();
     let end_point = chain.first().and_then(|leaf| tls_server_end_point(leaf));
-    let for_clients =
-        server()?.with_no_client_auth().with_single_cert(chain, key).with_context(key_error)?;
     Ok(Handle {
         cluster_id: identity.cluster_id,
         acceptor: TlsAcceptor::from(Arc::new(mutual)),
         connector: TlsConnector::from(Arc::new(outgoing)),
-        client_acceptor: TlsAcceptor::from(Arc::new(for_clients)),
+        chain,
+        key: Arc::new(key),
         end_point,
+        authorities: roots,
         cipher,
         expires_at,
     })
@@ -150,14 +151,22 @@ impl Handle {
         self.connector.clone()
     }
 
-    /// For SQL clients: TLS 1.2 or 1.3, no certificate is asked of them.
-    pub fn client_acceptor(&self) -> TlsAcceptor {
-        self.client_acceptor.clone()
+    /// For SQL clients, as [`clients::acceptor`] says.
+    ///
+    /// # Errors
+    /// The file of the authority of their certificates cannot be used; names it.
+    pub fn client_acceptor(&self, authority: Option<&Path>) -> Result<TlsAcceptor> {
+        clients::acceptor(self.chain.clone(), self.key.clone_key(), authority)
     }
 
     /// The hash of the certificate that SQL clients are shown (RFC 5929): they may bind their password's proof to it.
     pub fn end_point(&self) -> Option<Vec<u8>> {
         self.end_point.clone()
+    }
+
+    /// The cluster's own authority.
+    pub fn authorities(&self) -> Arc<RootCertStore> {
+        Arc::clone(&self.authorities)
     }
 
     /// The name that the certificate of `node` must carry: what a dialler expects to find.
@@ -282,6 +291,14 @@ fn check_own_certificate(
         tracing::warn!("the certificate {file} expires in {days} days; issue a new one");
     }
     Ok(expires_at)
+}
+
+/// The authorities whose certificates (PEM) are in `file`.
+///
+/// # Errors
+/// The file cannot be read, or holds no certificate of an authority; names it.
+pub fn authorities(file: &Path) -> Result<Arc<RootCertStore>> {
+    trust(file, read_certificates(file)?)
 }
 
 fn trust(file: &Path, authority: Vec<CertificateDer<'static>>) -> Result<Arc<RootCertStore>> {

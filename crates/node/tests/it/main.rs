@@ -14,6 +14,7 @@ mod convergence;
 mod corruption;
 mod ddl;
 mod disk;
+mod doors;
 mod drivers;
 mod durability;
 mod gossip;

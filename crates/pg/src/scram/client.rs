@@ -5,15 +5,58 @@ use std::sync::Arc;
 use ring::{digest, hmac};
 
 use super::message::{Attributes, is_nonce};
-use super::{Keys, ScramError, base64};
+use super::{BOUND_HEADER, Keys, PLAIN, PLUS, ScramError, base64};
 
-/// What a client that does not bind the channel begins with.
-const HEADER: &str = "n,,";
+/// What a client binds its proof to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// A connection in clear, or one whose certificate has no hash of its own.
+    Unbound,
+    /// A connection by TLS whose server has not offered to bind it: one that has offered it, while somebody in between
+    /// left that out, refuses the login.
+    NotOffered,
+    /// A connection by TLS to the server whose certificate has this hash
+    /// ([`tls_server_end_point`](super::tls_server_end_point)).
+    EndPoint(Vec<u8>),
+}
 
-/// One login to a server by `SCRAM-SHA-256`: [`first`](Self::first), [`reply`](Self::reply),
+impl Channel {
+    /// For a connection whose server has a certificate with this hash (`None` without TLS) and offers these mechanisms.
+    /// `None` when SCRAM-SHA-256 is not among them in any form.
+    pub fn choose(end_point: Option<Vec<u8>>, offered: &[&[u8]]) -> Option<Self> {
+        let offers = |mechanism: &str| offered.contains(&mechanism.as_bytes());
+        match end_point {
+            Some(hash) if offers(PLUS) => Some(Self::EndPoint(hash)),
+            _ if !offers(PLAIN) => None,
+            Some(_) => Some(Self::NotOffered),
+            None => Some(Self::Unbound),
+        }
+    }
+
+    /// What a client begins with.
+    fn header(&self) -> &'static [u8] {
+        match self {
+            Self::Unbound => b"n,,",
+            Self::NotOffered => b"y,,",
+            Self::EndPoint(_) => BOUND_HEADER,
+        }
+    }
+
+    /// The beginning of the client-final-message that says what is bound.
+    fn binding(&self) -> String {
+        let hash = match self {
+            Self::EndPoint(hash) => &hash[..],
+            Self::Unbound | Self::NotOffered => &[],
+        };
+        base64::encode(&[self.header(), hash].concat())
+    }
+}
+
+/// One login to a server by SCRAM-SHA-256: [`first`](Self::first), [`reply`](Self::reply),
 /// [`verify`](Self::verify). The server's verifier must be the one that the keys are of.
 pub struct ClientExchange {
     keys: Arc<Keys>,
+    channel: Channel,
     nonce: String,
     /// What both sides have signed, once we have.
     signed: Option<Vec<u8>>,
@@ -21,13 +64,21 @@ pub struct ClientExchange {
 
 impl ClientExchange {
     /// A login with these keys; `nonce` is random and never used twice.
-    pub fn new(keys: Arc<Keys>, nonce: [u8; 18]) -> Self {
-        Self { keys, nonce: base64::encode(&nonce), signed: None }
+    pub fn new(keys: Arc<Keys>, channel: Channel, nonce: [u8; 18]) -> Self {
+        Self { keys, channel, nonce: base64::encode(&nonce), signed: None }
+    }
+
+    /// The mechanism that the channel asks for.
+    pub fn mechanism(&self) -> &'static str {
+        match self.channel {
+            Channel::Unbound | Channel::NotOffered => PLAIN,
+            Channel::EndPoint(_) => PLUS,
+        }
     }
 
     /// The client-first-message. It names no user: PostgreSQL takes the one of the start-up packet.
     pub fn first(&self) -> Vec<u8> {
-        format!("{HEADER}{}", self.bare()).into_bytes()
+        [self.channel.header(), self.bare().as_bytes()].concat()
     }
 
     fn bare(&self) -> String {
@@ -54,7 +105,7 @@ impl ClientExchange {
         if !attributes.rest.is_empty() {
             return Err(ScramError::Malformed("bytes after the iterations"));
         }
-        let binding = base64::encode(HEADER.as_bytes());
+        let binding = self.channel.binding();
         let mut message = [b"c=", binding.as_bytes(), b",r=", nonce].concat();
         let bare = self.bare();
         let signed = [bare.as_bytes(), b",", server_first, b",", &message].concat();

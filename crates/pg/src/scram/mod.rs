@@ -15,7 +15,7 @@ use std::num::NonZeroU32;
 
 use ring::{digest, hmac, pbkdf2};
 
-pub use client::ClientExchange;
+pub use client::{Channel, ClientExchange};
 pub use end_point::tls_server_end_point;
 pub use message::MESSAGE_BYTES_MAX;
 pub use server::ServerExchange;
@@ -29,6 +29,12 @@ const KEY_BYTES: usize = digest::SHA256_OUTPUT_LEN;
 const SALT_BYTES: usize = 16;
 /// What a verifier's text begins with.
 const SCHEME: &str = "SCRAM-SHA-256";
+/// SCRAM-SHA-256 without channel binding.
+const PLAIN: &str = "SCRAM-SHA-256";
+/// SCRAM-SHA-256 bound to the TLS connection it runs on.
+const PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// What a client that binds the channel begins with, in its first message and in what it binds.
+const BOUND_HEADER: &[u8] = b"p=tls-server-end-point,,";
 
 /// The text `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>` for `CREATE ROLE … PASSWORD '…'`.
 ///

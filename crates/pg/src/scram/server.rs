@@ -3,14 +3,7 @@
 use ring::{digest, hmac};
 
 use super::message::{Attributes, is_nonce};
-use super::{KEY_BYTES, Keys, ScramError, Verifier, are_equal, base64};
-
-/// SCRAM-SHA-256 without channel binding.
-const PLAIN: &str = "SCRAM-SHA-256";
-/// SCRAM-SHA-256 bound to the TLS connection it runs on.
-const PLUS: &str = "SCRAM-SHA-256-PLUS";
-/// What a client that binds the channel begins with, in its first message and in what it binds.
-const BOUND_HEADER: &[u8] = b"p=tls-server-end-point,,";
+use super::{BOUND_HEADER, KEY_BYTES, Keys, PLAIN, PLUS, ScramError, Verifier, are_equal, base64};
 
 /// One client's login: [`first`](Self::first), then [`finish`](Self::finish).
 pub struct ServerExchange {

@@ -38,8 +38,17 @@ fn log_in(
 
 /// A login with keys.
 fn pass_through(server: &mut ServerExchange, keys: Arc<Keys>) -> Result<Keys, ScramError> {
-    let mut client = ClientExchange::new(keys, [9; 18]);
-    let first = server.first("SCRAM-SHA-256", &client.first())?;
+    pass_through_by(server, keys, Channel::Unbound)
+}
+
+/// A login with keys on this channel.
+fn pass_through_by(
+    server: &mut ServerExchange,
+    keys: Arc<Keys>,
+    channel: Channel,
+) -> Result<Keys, ScramError> {
+    let mut client = ClientExchange::new(keys, channel, [9; 18]);
+    let first = server.first(client.mechanism(), &client.first())?;
     let (last, keys) = server.finish(&client.reply(&first)?)?;
     client.verify(&last)?;
     Ok(keys)
@@ -103,7 +112,7 @@ fn the_example_of_the_standard() {
     let (last, keys) = server.finish(FINAL.as_bytes()).unwrap();
     assert_eq!(last, b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
     // Our client names no user, so its proof is another; that it reads this challenge is what can be shown here.
-    let mut client = ClientExchange::new(Arc::new(keys), [0; 18]);
+    let mut client = ClientExchange::new(Arc::new(keys), Channel::Unbound, [0; 18]);
     client.set_nonce(USER_NONCE);
     assert!(client.reply(&first).unwrap().starts_with(&FINAL.as_bytes()[..58]));
     assert_eq!(client.verify(&last), Err(ScramError::ServerSignature));
@@ -149,6 +158,41 @@ fn binds_the_channel() {
     assert_eq!((error.sqlstate(), error), ("08P01", ScramError::Mechanism));
     let mut server = exchange("pencil", None);
     log_in(&mut server, "pencil", "SCRAM-SHA-256", ChannelBinding::unrequested()).unwrap();
+}
+
+#[test]
+fn passes_through_bound_to_the_channel() {
+    let hash = b"the hash of a certificate";
+    let keys = || {
+        let none = ChannelBinding::unsupported();
+        Arc::new(log_in(&mut exchange("pencil", None), "pencil", "SCRAM-SHA-256", none).unwrap())
+    };
+    let to = |hash: &[u8]| Channel::EndPoint(hash.to_vec());
+    pass_through_by(&mut exchange("pencil", Some(hash)), keys(), to(hash)).unwrap();
+    // Somebody stands in between with a certificate of his own, or leaves out what the server offers.
+    let refused = pass_through_by(&mut exchange("pencil", Some(hash)), keys(), to(b"another"));
+    assert_eq!(refused.unwrap_err(), ScramError::Binding);
+    let refused = pass_through_by(&mut exchange("pencil", Some(hash)), keys(), Channel::NotOffered);
+    assert_eq!(refused.unwrap_err(), ScramError::Downgrade);
+    pass_through_by(&mut exchange("pencil", None), keys(), Channel::NotOffered).unwrap();
+}
+
+#[test]
+fn the_client_binds_what_it_can() {
+    let (plain, plus, other) = (&b"SCRAM-SHA-256"[..], &b"SCRAM-SHA-256-PLUS"[..], &b"OAUTH"[..]);
+    let hash = || Some(b"hash".to_vec());
+    for (end_point, offered, chosen) in [
+        (hash(), vec![plus, plain], Some(Channel::EndPoint(b"hash".to_vec()))),
+        (hash(), vec![plus], Some(Channel::EndPoint(b"hash".to_vec()))),
+        (hash(), vec![plain], Some(Channel::NotOffered)),
+        (hash(), vec![other], None),
+        (None, vec![plus, plain], Some(Channel::Unbound)),
+        (None, vec![plain], Some(Channel::Unbound)),
+        (None, vec![plus], None),
+        (None, vec![], None),
+    ] {
+        assert_eq!(Channel::choose(end_point, &offered), chosen);
+    }
 }
 
 #[test]
@@ -254,7 +298,7 @@ fn final_messages() {
 #[test]
 fn the_client_checks_the_server() {
     let keys = Arc::new(Keys { client_key: [1; 32], server_key: [2; 32] });
-    let client = || ClientExchange::new(keys.clone(), [9; 18]);
+    let client = || ClientExchange::new(keys.clone(), Channel::Unbound, [9; 18]);
     let nonce = base64::encode(&[9; 18]);
     for (message, is_right) in [
         (format!("r={nonce}more,s=AAAA,i=4096"), true),
@@ -319,7 +363,7 @@ proptest! {
                 server.first("SCRAM-SHA-256", b"n,,n=,r=abc").unwrap();
                 prop_assert!(server.finish(&garbage).is_err());
                 let keys = Keys { client_key: [1; 32], server_key: [2; 32] };
-                let mut client = ClientExchange::new(Arc::new(keys), [9; 18]);
+                let mut client = ClientExchange::new(Arc::new(keys), Channel::Unbound, [9; 18]);
                 prop_assert!(client.reply(&garbage).is_err());
                 prop_assert!(client.verify(&garbage).is_err());
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use synapsedb_pg::scram::{
-    ClientExchange, Keys, ScramError, ServerExchange, Verifier, tls_server_end_point,
+    Channel, ClientExchange, Keys, ScramError, ServerExchange, Verifier, tls_server_end_point,
 };
 use synapsedb_pg::wire::{frontend, startup};
 use synapsedb_pg::{client, quote};
@@ -91,7 +91,7 @@ async fn log_in(port: u16, keys: Keys) -> TcpStream {
     frontend::startup(&mut buffer, parameters.into_iter()).unwrap();
     stream.write_all_buf(&mut buffer).await.unwrap();
     assert_eq!(message(&mut stream).await, (b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0".to_vec()));
-    let mut exchange = ClientExchange::new(Arc::new(keys), random());
+    let mut exchange = ClientExchange::new(Arc::new(keys), Channel::Unbound, random());
     let first = exchange.first();
     let mut body = b"SCRAM-SHA-256\0".to_vec();
     body.extend_from_slice(&(first.len() as u32).to_be_bytes());

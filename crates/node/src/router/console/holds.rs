@@ -62,6 +62,8 @@ pub(in crate::router) enum Order {
     KillClient(u32),
     /// Closes the connections to a database that nobody has now.
     CloseIdle(String),
+    /// Closes the connections of a role that nobody has now.
+    CloseIdleOf(String),
 }
 
 impl Order {
@@ -73,7 +75,7 @@ impl Order {
             | Self::Reconnect(name)
             | Self::Count(name) => name.as_deref(),
             Self::Disable(name) | Self::Enable(name) | Self::CloseIdle(name) => Some(name),
-            Self::KillClient(_) => None,
+            Self::KillClient(_) | Self::CloseIdleOf(_) => None,
         }
     }
 }
@@ -111,12 +113,17 @@ pub(in crate::router) fn obey(worker: &Rc<Worker>, order: &Order) -> u64 {
         for pool in account.pools() {
             match order {
                 Order::Pause(_) | Order::Kill(_) | Order::Reconnect(_) => pool.renew(),
-                Order::CloseIdle(_) => pool.close_idle(),
+                Order::CloseIdle(_) => {
+                    account.cool();
+                    pool.close_idle();
+                }
+                Order::CloseIdleOf(user) if account.user == *user => pool.close_idle(),
                 Order::Resume(_)
                 | Order::Count(_)
                 | Order::Disable(_)
                 | Order::Enable(_)
-                | Order::KillClient(_) => {}
+                | Order::KillClient(_)
+                | Order::CloseIdleOf(_) => {}
             }
             open += pool.counts().open as u64;
         }
@@ -133,7 +140,8 @@ pub(in crate::router) fn obey(worker: &Rc<Worker>, order: &Order) -> u64 {
             | Order::Count(_)
             | Order::Disable(_)
             | Order::Enable(_)
-            | Order::CloseIdle(_) => false,
+            | Order::CloseIdle(_)
+            | Order::CloseIdleOf(_) => false,
         };
         if kill {
             entry.tell(End::Killed);
@@ -170,6 +178,10 @@ fn change(worker: &Worker, order: &Order) {
         Order::Enable(name) => {
             holds.disabled.remove(name);
         }
-        Order::Reconnect(_) | Order::Count(_) | Order::KillClient(_) | Order::CloseIdle(_) => {}
+        Order::Reconnect(_)
+        | Order::Count(_)
+        | Order::KillClient(_)
+        | Order::CloseIdle(_)
+        | Order::CloseIdleOf(_) => {}
     }
 }

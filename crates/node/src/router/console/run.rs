@@ -132,7 +132,7 @@ impl Console {
             | Order::Reconnect(name)
             | Order::Count(name) => not_the_console(name.as_deref())?,
             Order::Disable(name) | Order::Enable(name) => not_the_console(Some(name))?,
-            Order::KillClient(_) | Order::CloseIdle(_) => {}
+            Order::KillClient(_) | Order::CloseIdle(_) | Order::CloseIdleOf(_) => {}
         }
         self.worker.shared.order(&order).await;
         Ok(Reply::Done(tag))

@@ -77,10 +77,11 @@ pub(super) async fn show(worker: &Rc<Worker>, what: Show) -> Reply {
 }
 
 /// As PgBouncer names it.
-pub(super) fn pool_mode(config: &Config) -> &'static str {
-    match config.pool_mode {
+pub(super) fn pool_mode(mode: PoolMode) -> &'static str {
+    match mode {
         PoolMode::Transaction => "transaction",
         PoolMode::Session => "session",
+        PoolMode::Statement => "statement",
     }
 }
 
@@ -193,6 +194,7 @@ fn pools(shared: &Shared, snapshots: &[Snapshot]) -> Table {
     for ((database, user), pool) in pool_counts(snapshots) {
         let nodes: Vec<String> =
             pool.nodes.iter().map(|(node, open)| format!("{node}:{open}")).collect();
+        let pooling = shared.config.pooling(&user, &database);
         table.push(vec![
             text(database),
             text(user),
@@ -209,7 +211,7 @@ fn pools(shared: &Shared, snapshots: &[Snapshot]) -> Table {
             number(pool.server_login),
             number(pool.waited_us / 1_000_000),
             number(pool.waited_us % 1_000_000),
-            text(pool_mode(&shared.config)),
+            text(pool_mode(pooling.mode)),
             None,
             number(pool.pinned),
             text(nodes.join(",")),
@@ -266,17 +268,18 @@ fn databases(shared: &Shared, snapshots: &[Snapshot]) -> Table {
             of.iter().map(|pool| pool.server_active + pool.server_idle + pool.server_login).sum();
         let clients: usize = of.iter().map(|pool| pool.active + pool.waiting).sum();
         let console = name == DATABASE;
+        let pooling = config.pooling("", &name);
         table.push(vec![
             text(name.clone()),
             if console { None } else { text(host) },
             if console { None } else { number(port) },
             text(name.clone()),
             None,
-            number(config.pool_size),
-            number(0),
+            number(pooling.size),
+            number(config.pool_size_min),
             number(0),
             number(config.server_lifetime_ms / 1_000),
-            text(pool_mode(config)),
+            text(pool_mode(pooling.mode)),
             None,
             number(0),
             number(open),
@@ -313,14 +316,15 @@ fn users(shared: &Shared, snapshots: &[Snapshot]) -> Table {
         *clients += pool.active + pool.waiting;
     }
     for (user, (servers, clients)) in users {
+        let pooling = shared.config.pooling(&user, "");
         table.push(vec![
             text(user),
             text(""),
             text(""),
-            text(pool_mode(&shared.config)),
+            text(pool_mode(pooling.mode)),
             number(0),
             number(servers),
-            number(0),
+            number(shared.config.user_clients_max),
             number(clients),
         ]);
     }
@@ -387,6 +391,7 @@ fn config(config: &Config) -> Table {
     // What exporters look for, by PgBouncer's names.
     for (key, value, default) in [
         ("max_client_conn", config.clients_max, Config::default().clients_max),
+        ("min_pool_size", config.pool_size_min, Config::default().pool_size_min),
         ("default_pool_size", config.pool_size, Config::default().pool_size),
         ("max_user_connections", 0, 0),
         ("max_db_connections", 0, 0),

@@ -12,12 +12,16 @@ use tokio_postgres::{Client, NoTls};
 use super::testing::{Seen, node, state_at, view};
 use super::*;
 
+mod certificates;
 mod console;
 mod garbage;
 mod limits;
 mod pooling;
+mod pools;
 mod routing;
 mod server;
+mod server_tls;
+mod tls_clients;
 
 use server::{PASSWORD, Server, USER};
 
@@ -63,7 +67,7 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         password: Some(PASSWORD.to_owned()),
         ..synapsedb_pg::Config::default()
     };
-    let (tls, end_point) = tls();
+    let (tls, end_point) = tls(config.client_authority());
     let world = World {
         own: node(1),
         state: watch_state,
@@ -72,6 +76,7 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         peers: None,
         tls: Some(tls),
         end_point,
+        authorities: Arc::new(RootCertStore::empty()),
     };
     let (handle, task) = new(config, world, &mut registry).unwrap();
     let stop = CancellationToken::new();
@@ -80,18 +85,13 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
 }
 
 /// A certificate for this test alone.
-fn tls() -> (TlsAcceptor, Option<Vec<u8>>) {
+fn tls(authority: Option<&std::path::Path>) -> (TlsAcceptor, Option<Vec<u8>>) {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], key)
-        .unwrap();
-    (TlsAcceptor::from(Arc::new(config)), synapsedb_pg::scram::tls_server_end_point(cert.der()))
+    let end_point = synapsedb_pg::scram::tls_server_end_point(cert.der());
+    let acceptor = tls::clients::acceptor(vec![cert.der().clone()], key, authority).unwrap();
+    (acceptor, end_point)
 }
 
 impl Running {

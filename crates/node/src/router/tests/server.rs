@@ -1,11 +1,14 @@
 //! Real PostgreSQL servers, each in a directory of its own.
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use super::certificates::Pair;
 
 pub(super) const USER: &str = "app";
 pub(super) const PASSWORD: &str = "correct horse";
@@ -18,8 +21,17 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// A new server with a database `app` that belongs to the role `app`.
+    /// A new server with a superuser `app`.
     pub(super) fn start() -> Self {
+        Self::start_as(None)
+    }
+
+    /// A new server that offers TLS with this certificate.
+    pub(super) fn start_encrypted(pair: &Pair) -> Self {
+        Self::start_as(Some(pair))
+    }
+
+    fn start_as(pair: Option<&Pair>) -> Self {
         let directory = tempfile::Builder::new().prefix("router-pg-").tempdir().unwrap();
         let mut password = tempfile::NamedTempFile::new().unwrap();
         password.write_all(PASSWORD.as_bytes()).unwrap();
@@ -39,7 +51,10 @@ impl Server {
             .unwrap();
         assert!(made.success());
         let port = free_port();
-        let process = run(&data, directory.path(), port);
+        if let Some(pair) = pair {
+            write_pair(&data, pair);
+        }
+        let process = run(&data, directory.path(), port, pair.is_some());
         let server = Self { port, process, _directory: directory };
         server.wait_ready();
         // The same on all servers, as a login on one must be good on the others.
@@ -99,13 +114,26 @@ fn psql(port: u16, database: &str, sql: &str) -> std::process::Output {
     psql_with(port, &format!("dbname={database} password='{PASSWORD}'"), sql)
 }
 
-fn run(data: &Path, sockets: &Path, port: u16) -> Child {
+/// As the server wants them: its key is nobody else's.
+fn write_pair(data: &Path, pair: &Pair) {
+    for (name, text) in [("server.crt", &pair.certificate), ("server.key", &pair.key)] {
+        let file = data.join(name);
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        if is_root() {
+            assert!(Command::new("chown").arg("postgres").arg(&file).status().unwrap().success());
+        }
+    }
+}
+
+fn run(data: &Path, sockets: &Path, port: u16, encrypted: bool) -> Child {
     as_postgres("postgres")
         .arg("-D")
         .arg(data)
         .args(["-h", "127.0.0.1", "-p", &port.to_string(), "-F", "-k"])
         .arg(sockets)
         .args(["-c", "shared_buffers=16MB", "-c", "max_connections=40"])
+        .args(["-c", if encrypted { "ssl=on" } else { "ssl=off" }])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -139,7 +167,7 @@ pub(super) fn free_port() -> u16 {
 
 /// Ends one session as an administrator does.
 pub(super) async fn kill_softly(server: &Server, pid: i32) {
-    let sql = format!("select pg_terminate_backend({pid})");
+    let sql = format!("select pg_terminate_backend({pid}, 5000)");
     let port = server.port;
     let done = tokio::task::spawn_blocking(move || {
         psql_with(port, &format!("dbname=postgres password='{PASSWORD}'"), &sql)
