@@ -164,7 +164,7 @@ fn start_services(
     // Where applications connect.
     let (peers, local) = ways;
     let tls = (tls.client_acceptor(), tls.end_point());
-    let world = router::World::new(&identity, &raft, &gossip, &peers, local, tls);
+    let world = router::World::new(&identity, &raft, &gossip, &peers, &replication, local, tls);
     let (router, task) = router::new(config.router, world, &mut registry)?;
     tasks.spawn("router", |stop| task.run(stop));
 

@@ -40,6 +40,7 @@ pub(super) fn ranges(config: &AgentConfig, document: &Document<'_>, problems: &m
     check.postgres(&config.postgres);
     check.apply_limits(&config.replication);
     check.durability(&config.replication.durability);
+    check.router(config);
 }
 
 struct Check<'a, 'i> {
@@ -110,6 +111,21 @@ impl Check<'_, '_> {
         let (lost, applied) = (config.degrade_after_ms, config.applied_wait_max_ms);
         self.within("replication.durability.degrade_after_ms", lost, 10, 3_600_000);
         self.within("replication.durability.applied_wait_max_ms", applied, 10, 3_600_000);
+    }
+
+    /// A bound on what is measured less often than that would take nodes out at random.
+    fn router(&mut self, config: &AgentConfig) {
+        self.within("router.position_timeout_ms", config.router.position_timeout_ms, 10, 60_000);
+        let (lag_ms, probe_ms) =
+            (config.router.read_lag_max_ms, config.replication.probe_interval_ms);
+        if lag_ms > 0 && lag_ms < probe_ms.saturating_mul(2) {
+            let text = format!(
+                "is {lag_ms}, less than twice replication.probe_interval_ms ({probe_ms}), in which the lag is \
+                 measured; set it to {} at least, or to 0 for no bound",
+                probe_ms.saturating_mul(2)
+            );
+            self.refuse("router.read_lag_max_ms", text);
+        }
     }
 
     fn postgres(&mut self, config: &postgres::Config) {

@@ -221,8 +221,9 @@ impl<'a> Publisher<'a> {
         {
             self.event(event).await?;
         }
-        self.shared.recent.set_decoded(self.read);
         self.writer.show()?;
+        // Behind it: whoever waits for this may look at the spool.
+        self.shared.recent.set_decoded(self.read);
         if self.hurry() {
             return Ok(());
         }

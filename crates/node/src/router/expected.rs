@@ -98,6 +98,11 @@ impl Expected {
         self.cycles == 0 && !self.copying
     }
 
+    /// Whether the server waits for the client's data.
+    pub(super) fn is_copying(&self) -> bool {
+        self.copying
+    }
+
     /// How many ReadyForQuery are due.
     pub(super) fn cycles(&self) -> usize {
         self.cycles

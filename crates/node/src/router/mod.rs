@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::Identity;
-use crate::{gossip, peers, raft};
+use crate::{gossip, peers, raft, replication};
 
 pub mod api;
 pub mod choose;
@@ -38,6 +38,8 @@ mod ending;
 mod entry;
 mod expected;
 mod exposition;
+mod fresh;
+mod gate;
 mod lend;
 mod listen;
 mod login;
@@ -53,12 +55,14 @@ mod roles;
 mod server;
 mod session;
 mod settings;
+mod sight;
 mod snapshot;
 mod socket;
 mod splice;
 mod startup;
 mod state;
 mod statements;
+mod survey;
 mod task;
 #[cfg(test)]
 mod testing;
@@ -99,6 +103,11 @@ pub struct Config {
     pub write_wait_ms: u64,
     /// Between two attempts while waiting.
     pub retry_ms: u64,
+    /// A node whose rows are older than this is not read from on the read endpoint while another's are not; 0 for no
+    /// bound. They are known to be old only to within `replication.probe_interval_ms`.
+    pub read_lag_max_ms: u64,
+    /// How long a member may take to say how far it is, when a session changes its node or reads what is global.
+    pub position_timeout_ms: u64,
     /// How long the sessions on an old primary may go on to finish their transaction; idle ones end at once.
     pub primary_change_grace_ms: u64,
     /// How long sessions may go on to finish their transaction when the agent stops; idle ones end at once.
@@ -143,6 +152,8 @@ impl Default for Config {
             read_wait_ms: 2_000,
             write_wait_ms: 10_000,
             retry_ms: 50,
+            read_lag_max_ms: 10_000,
+            position_timeout_ms: 1_000,
             primary_change_grace_ms: 200,
             drain_ms: 1_000,
             farewell_ms: 500,
@@ -228,6 +239,7 @@ struct Shared {
     end_point: Option<Vec<u8>>,
     local: Option<Local>,
     peers: Option<peers::Handle>,
+    replication: Option<replication::Handle>,
     metrics: metrics::Metrics,
     clients: Arc<Semaphore>,
     startups: Arc<Semaphore>,
@@ -322,6 +334,8 @@ pub struct World {
     pub local: Option<Local>,
     /// The way to the other agents.
     pub peers: Option<peers::Handle>,
+    /// Says how far the members are.
+    pub replication: Option<replication::Handle>,
     /// Answers clients that ask for TLS; without it they are told that there is none.
     pub tls: Option<TlsAcceptor>,
     /// The hash of the certificate that clients are shown (RFC 5929, tls-server-end-point).
@@ -335,6 +349,7 @@ impl World {
         raft: &raft::Handle,
         gossip: &gossip::Handle,
         peers: &peers::Handle,
+        replication: &replication::Handle,
         local: Local,
         tls: (TlsAcceptor, Option<Vec<u8>>),
     ) -> Self {
@@ -344,6 +359,7 @@ impl World {
             view: gossip.watch(),
             local: Some(local),
             peers: Some(peers.clone()),
+            replication: Some(replication.clone()),
             tls: Some(tls.0),
             end_point: tls.1,
         }
@@ -369,7 +385,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
     }
     let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
-    let World { own, state, view, local, peers, tls, end_point } = world;
+    let World { own, state, view, local, peers, replication, tls, end_point } = world;
     let shared = Arc::new(Shared {
         clients: places(config.clients_max),
         startups: places(config.startups_max),
@@ -381,6 +397,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
         end_point,
         local,
         peers,
+        replication,
         metrics: metrics::Metrics::register(registry),
         mock_secret: rand::random(),
         workers,

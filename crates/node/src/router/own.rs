@@ -30,11 +30,22 @@ impl Session {
                     (Endpoint::Read, Consistency::Session) => {
                         "the session reads there, and sees what it has written (read endpoint, session)"
                     }
+                    (Endpoint::Read, Consistency::Global) => {
+                        "it shows all that was acknowledged before (read endpoint, global)"
+                    }
                     (Endpoint::Read, Consistency::Eventual) => {
                         "it had the fewest transactions (read endpoint, eventual)"
                     }
                 };
-                quote::literal(&format!("node {}: {why}", server.node())) + "::text"
+                let mut text = format!("node {}: {why}", server.node());
+                if self.entry.client.endpoint == Endpoint::Read {
+                    for (node, ms) in self.worker.behind() {
+                        text.push_str(&format!(
+                            "; node {node} is {ms} ms behind and not read from"
+                        ));
+                    }
+                }
+                quote::literal(&text) + "::text"
             }
             OwnSetting::Route => quote::literal(self.entry.client.endpoint.name()) + "::text",
         }
@@ -49,12 +60,9 @@ impl Session {
             OwnSetting::Consistency if value.is_empty() => {
                 self.reading.consistency = self.worker.shared.config.consistency;
             }
-            OwnSetting::Consistency if value.eq_ignore_ascii_case("global") => {
-                return Err("synapsedb.consistency = global is not implemented".to_owned());
-            }
             OwnSetting::Consistency => {
                 self.reading.consistency = Consistency::parse(value).ok_or_else(|| {
-                    format!("synapsedb.consistency is eventual or session, not \"{value}\"")
+                    format!("synapsedb.consistency is eventual, session or global, not \"{value}\"")
                 })?;
             }
             OwnSetting::Token => {
@@ -63,9 +71,7 @@ impl Session {
                         "synapsedb.token is of the form 1=0/16B3748,2=0/2000028, not \"{value}\""
                     )
                 })?;
-                self.reading.token.merge(&token);
-                // Where the session has read until now may not be so far.
-                self.reading.home = None;
+                self.reading.must_see(&token);
             }
             OwnSetting::LastRoute => {
                 return Err("synapsedb.last_route can only be shown".to_owned());

@@ -31,7 +31,7 @@ use super::token::Reading;
 use super::traffic::Flow;
 use super::turn::Turn;
 use super::worker::Worker;
-use super::{Consistency, Endpoint, upstream};
+use super::{Endpoint, upstream};
 
 /// Settings of two-part names that are followed for one client.
 const CUSTOM_MAX: usize = 1_000;
@@ -90,6 +90,8 @@ pub(super) struct Session {
     pub(super) ending: bool,
     /// Where it may read.
     pub(super) reading: Reading,
+    /// The transaction at hand, or the next one, may begin on the connection that it has.
+    pub(super) cleared: bool,
     /// Counts it at its home.
     pub(super) home: Option<Rc<Cell<u64>>>,
     /// The request at hand, while it may be repeated on another node.
@@ -168,6 +170,7 @@ impl Session {
             aborted: Aborted::No,
             ending: false,
             reading: Reading { consistency, ..Reading::default() },
+            cleared: false,
             home: None,
             repeat: Repeat::default(),
             moved: (0, 0),
@@ -338,7 +341,7 @@ impl Session {
     pub(super) fn must_sample(&self) -> bool {
         self.traits.has(Flags::WRITES)
             && self.entry.client.endpoint == Endpoint::Read
-            && self.reading.consistency == Consistency::Session
+            && self.reading.consistency.keeps_home()
     }
 
     /// Takes note of how far the node is, the session's own commit included.
@@ -418,6 +421,7 @@ impl Session {
         add(&self.account.counters.cycles, 1);
         if status == b'I' {
             add(&self.account.counters.transactions, 1);
+            self.transaction_ended();
         }
     }
 

@@ -26,6 +26,8 @@ pub(super) enum Turn {
     ClientLost(EndedBy),
     /// The session is told to end, or to let go of its server, and something is under way.
     Told(End),
+    /// A transaction begins that must wait until the node shows what it must see.
+    Gate,
     Violation(Failure),
 }
 
@@ -101,6 +103,11 @@ impl Session {
         let worker = Rc::clone(&self.worker);
         let mut spliced = worker.spliced.borrow_mut();
         spliced.clear();
+        let gated = self.must_gate(server);
+        if gated && !self.is_quiet(server) {
+            // Until what was asked before is answered, the next transaction waits.
+            return Ok(false);
+        }
         let fresh = std::mem::take(&mut self.fresh);
         if !fresh && (self.ending && self.is_between_requests(server)) {
             return Ok(false);
@@ -126,6 +133,13 @@ impl Session {
             if !inbox.is_empty() {
                 inbox.extend_from_slice(&scratch[..read]);
             }
+        }
+        if gated {
+            if inbox.is_empty() {
+                inbox.extend_from_slice(&scratch[..read]);
+            }
+            self.inbox = inbox;
+            return Err(Turn::Gate);
         }
         let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
         self.active = true;
