@@ -108,7 +108,7 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
                 }
             });
             session.cycle_ended(server.status);
-            Fate::Pass
+            if session.keeps_back_ready(server) { Fate::Drop } else { Fate::Pass }
         }
         backend::COMMAND_COMPLETE => completed(session, server, body),
         backend::PARSE_COMPLETE | backend::CLOSE_COMPLETE => match server.expected.completed() {

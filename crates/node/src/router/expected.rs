@@ -13,6 +13,8 @@ enum Due {
     Parse(Option<StatementId>),
     /// ParseComplete of a statement that the router prepared anew.
     Injected(Option<StatementId>),
+    /// ParseComplete of a statement for one answer of the router's own.
+    Answer,
     /// CloseComplete of a Close that stands for a Parse: to the client it is a ParseComplete.
     Faked(StatementId),
     /// CloseComplete that the client waits for.
@@ -57,6 +59,10 @@ impl Expected {
 
     pub(super) fn injected(&mut self, id: Option<StatementId>) {
         self.due.push_back(Due::Injected(id));
+    }
+
+    pub(super) fn answer(&mut self) {
+        self.due.push_back(Due::Answer);
     }
 
     pub(super) fn faked(&mut self, id: StatementId) {
@@ -118,7 +124,7 @@ impl Expected {
     pub(super) fn completed(&mut self) -> Verdict {
         let verdict = match self.due.front() {
             Some(Due::Parse(_) | Due::Close) => Verdict::Pass,
-            Some(Due::Injected(_) | Due::Evicted) => Verdict::Swallow,
+            Some(Due::Injected(_) | Due::Answer | Due::Evicted) => Verdict::Swallow,
             Some(Due::Faked(_)) => Verdict::AsParse,
             // Not asked for: the server's own affair.
             Some(Due::CopyEnd | Due::Sync | Due::Query) | None => return Verdict::Pass,
@@ -143,6 +149,7 @@ impl Expected {
                 Due::Sync if !ended => self.cycles -= 1,
                 Due::Parse(_)
                 | Due::Injected(_)
+                | Due::Answer
                 | Due::Faked(_)
                 | Due::Close
                 | Due::Evicted
@@ -175,7 +182,7 @@ impl Expected {
                 Due::Parse(id) => lost(Lost { id, by_client: true, on_server: true }),
                 Due::Injected(id) => lost(Lost { id, by_client: false, on_server: true }),
                 Due::Faked(id) => lost(Lost { id: Some(id), by_client: true, on_server: false }),
-                Due::Close | Due::Evicted | Due::CopyEnd => {}
+                Due::Answer | Due::Close | Due::Evicted | Due::CopyEnd => {}
             }
         }
     }

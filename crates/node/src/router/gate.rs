@@ -15,6 +15,7 @@ impl Session {
     /// Whether what the client says next begins a transaction that may not begin at once.
     pub(super) fn must_gate(&self, server: &Server) -> bool {
         !self.cleared
+            && !self.fresh
             && self.reading.must_settle(server.node())
             // What belongs to a request that has begun goes on.
             && self.passing == 0
@@ -35,6 +36,10 @@ impl Session {
         let endpoint = self.entry.client.endpoint;
         let address = &lent.server.cancel.address;
         loop {
+            if self.asks_only_own() {
+                self.fresh = true;
+                return Ok(());
+            }
             let deadline = Instant::now() + origin::patience(&self.worker, endpoint);
             self.entry.activity.set(Activity::Waiting);
             self.entry.asked.set(Some(std::time::Instant::now()));
@@ -49,7 +54,10 @@ impl Session {
                     self.entry.activity.set(Activity::Active);
                     return Ok(());
                 }
-                Err(why) => self.refuse(Unreached::Nobody(why).failure(endpoint)),
+                Err(why) => {
+                    self.worker.shared.metrics.not_shown();
+                    self.refuse(Unreached::Nobody(why).failure(endpoint));
+                }
             }
             if let Some(ended) = std::future::poll_fn(|cx| self.poll_request(cx)).await {
                 return Err(ended);

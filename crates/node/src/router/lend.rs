@@ -59,7 +59,11 @@ impl Session {
 
     /// The session is at this node from now on, and the node shows what the session must see.
     pub(super) fn stay_at(&mut self, node: NodeId) {
-        self.cleared = true;
+        // One that is excused has seen nothing there, and what follows it is not excused.
+        self.cleared = !std::mem::take(&mut self.reading.excused);
+        if !self.cleared {
+            return;
+        }
         (self.reading.settled, self.reading.leaves) = (true, false);
         if self.reading.home.replace(node) == Some(node) {
             return;
@@ -95,6 +99,7 @@ impl Session {
         let patience = origin::patience(&self.worker, endpoint);
         let wait_max = Duration::from_millis(self.worker.shared.config.query_wait_timeout_ms);
         let mut reading = std::mem::take(&mut self.reading);
+        reading.excused = self.asks_only_own();
         let got = reach(&self.worker, endpoint, &mut reading, patience, async |address| {
             let pool = self.account.pool(&self.worker, &address);
             let server = match pool.take(&self.wanted) {
@@ -105,6 +110,7 @@ impl Session {
         });
         let got = got.await;
         self.reading = reading;
+        self.reading.excused &= got.is_ok();
         let (server, pool) = got.map_err(|unreached: Unreached| unreached.failure(endpoint))?;
         let waited = since.elapsed();
         add(&self.account.counters.wait_us, waited.as_micros() as u64);

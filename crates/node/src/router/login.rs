@@ -243,6 +243,8 @@ impl Arrival {
     }
 
     async fn admit(&mut self, startup: &Startup) -> Result<Admitted, Turned> {
+        super::own::check(&origin::custom(&startup.parameters))
+            .map_err(|failure| Turned::new(Refused::Malformed, &failure))?;
         let user = startup.parameter("user").ok_or_else(|| {
             let message = "no PostgreSQL user name specified in startup packet".to_owned();
             let failure = Failure { sqlstate: "28000", message, hint: String::new() };

@@ -1,18 +1,77 @@
-//! The settings of a session that are the router's own: `synapsedb.consistency`, `.token`, `.last_route`.
+//! The settings of a session that are the router's own: `synapsedb.consistency`, `.token`, `.report_token`,
+//! `.last_route`.
 
+use synapsedb_core::version::VersionVector;
 use synapsedb_pg::quote;
 use synapsedb_pg::sql::statement::OwnSetting;
 
-use super::Endpoint;
 use super::server::Server;
 use super::session::Session;
+use super::settings::Settings;
 use super::token::{self, Consistency};
+use super::{Endpoint, startup};
+
+/// A value that such a setting can take.
+enum Value {
+    Consistency(Consistency),
+    Token(VersionVector),
+    ReportToken(bool),
+}
+
+/// Understands a value.
+///
+/// # Errors
+/// It is none: why.
+fn understood(setting: OwnSetting, value: &str) -> Result<Value, String> {
+    match setting {
+        OwnSetting::Consistency => {
+            Consistency::parse(value).map(Value::Consistency).ok_or_else(|| {
+                format!("synapsedb.consistency is eventual, session or global, not \"{value}\"")
+            })
+        }
+        OwnSetting::Token => token::from_text(value).map(Value::Token).ok_or_else(|| {
+            format!("synapsedb.token is of the form 1=0/16B3748,2=0/2000028, not \"{value}\"")
+        }),
+        OwnSetting::ReportToken => match value.to_ascii_lowercase().as_str() {
+            "on" | "true" | "yes" | "1" => Ok(Value::ReportToken(true)),
+            "off" | "false" | "no" | "0" => Ok(Value::ReportToken(false)),
+            _ => Err(format!("synapsedb.report_token is on or off, not \"{value}\"")),
+        },
+        OwnSetting::LastRoute => Err("synapsedb.last_route can only be shown".to_owned()),
+        OwnSetting::Route => {
+            Err("synapsedb.route cannot be set yet: choose the endpoint".to_owned())
+        }
+    }
+}
+
+/// Looks whether the settings of ours that a startup packet sets can be set so.
+///
+/// # Errors
+/// What the client is told.
+pub(super) fn check(settings: &Settings) -> Result<(), startup::Failure> {
+    for (setting, value) in begun_with(settings) {
+        if let Err(message) = understood(setting, value) {
+            let hint = String::new();
+            return Err(startup::Failure { sqlstate: "22023", message, hint });
+        }
+    }
+    Ok(())
+}
+
+fn begun_with(settings: &Settings) -> impl Iterator<Item = (OwnSetting, &str)> {
+    OwnSetting::ALL.into_iter().filter_map(|(_, setting)| {
+        settings.get(setting.name()).map(|value| (setting, value.as_str()))
+    })
+}
 
 impl Session {
     /// An SQL expression for what SHOW answers, to be evaluated on this server.
     pub(super) fn shown(&self, setting: OwnSetting, server: &Server) -> String {
         match setting {
             OwnSetting::Consistency => quote::literal(self.reading.consistency.name()) + "::text",
+            OwnSetting::ReportToken => {
+                quote::literal(if self.reports_token { "on" } else { "off" }) + "::text"
+            }
             OwnSetting::Token => {
                 // The server's own position is the newest there is, and covers whatever was committed on it.
                 let mut others = self.reading.token.clone();
@@ -24,31 +83,32 @@ impl Session {
                 lead.push_str(&format!("{}=", server.node()));
                 format!("{} || pg_catalog.pg_current_wal_insert_lsn()", quote::literal(&lead))
             }
-            OwnSetting::LastRoute => {
-                let why = match (self.entry.client.endpoint, self.reading.consistency) {
-                    (Endpoint::Write, _) => "it is the primary (write endpoint)",
-                    (Endpoint::Read, Consistency::Session) => {
-                        "the session reads there, and sees what it has written (read endpoint, session)"
-                    }
-                    (Endpoint::Read, Consistency::Global) => {
-                        "it shows all that was acknowledged before (read endpoint, global)"
-                    }
-                    (Endpoint::Read, Consistency::Eventual) => {
-                        "it had the fewest transactions (read endpoint, eventual)"
-                    }
-                };
-                let mut text = format!("node {}: {why}", server.node());
-                if self.entry.client.endpoint == Endpoint::Read {
-                    for (node, ms) in self.worker.behind() {
-                        text.push_str(&format!(
-                            "; node {node} is {ms} ms behind and not read from"
-                        ));
-                    }
-                }
-                quote::literal(&text) + "::text"
-            }
+            OwnSetting::LastRoute => quote::literal(&self.last_route(server)) + "::text",
             OwnSetting::Route => quote::literal(self.entry.client.endpoint.name()) + "::text",
         }
+    }
+
+    /// Where the transaction at hand went, and why.
+    fn last_route(&self, server: &Server) -> String {
+        let why = match (self.entry.client.endpoint, self.reading.consistency) {
+            (Endpoint::Write, _) => "it is the primary (write endpoint)",
+            (Endpoint::Read, Consistency::Session) => {
+                "the session reads there, and sees what it has written (read endpoint, session)"
+            }
+            (Endpoint::Read, Consistency::Global) => {
+                "it shows all that was acknowledged before (read endpoint, global)"
+            }
+            (Endpoint::Read, Consistency::Eventual) => {
+                "it had the fewest transactions (read endpoint, eventual)"
+            }
+        };
+        let mut text = format!("node {}: {why}", server.node());
+        if self.entry.client.endpoint == Endpoint::Read {
+            for (node, ms) in self.worker.behind() {
+                text.push_str(&format!("; node {node} is {ms} ms behind and not read from"));
+            }
+        }
+        text
     }
 
     /// Takes a new value; an empty one is that of the beginning.
@@ -56,30 +116,29 @@ impl Session {
     /// # Errors
     /// It cannot be set so: why.
     pub(super) fn set_own(&mut self, setting: OwnSetting, value: &str) -> Result<(), String> {
-        match setting {
-            OwnSetting::Consistency if value.is_empty() => {
+        let begun = self.origin.settings.get(setting.name()).cloned().unwrap_or_default();
+        let value = if value.is_empty() { begun.as_str() } else { value };
+        match (setting, value) {
+            (OwnSetting::Consistency, "") => {
                 self.reading.consistency = self.worker.shared.config.consistency;
             }
-            OwnSetting::Consistency => {
-                self.reading.consistency = Consistency::parse(value).ok_or_else(|| {
-                    format!("synapsedb.consistency is eventual, session or global, not \"{value}\"")
-                })?;
-            }
-            OwnSetting::Token => {
-                let token = token::from_text(value).ok_or_else(|| {
-                    format!(
-                        "synapsedb.token is of the form 1=0/16B3748,2=0/2000028, not \"{value}\""
-                    )
-                })?;
-                self.reading.must_see(&token);
-            }
-            OwnSetting::LastRoute => {
-                return Err("synapsedb.last_route can only be shown".to_owned());
-            }
-            OwnSetting::Route => {
-                return Err("synapsedb.route cannot be set yet: choose the endpoint".to_owned());
-            }
+            (OwnSetting::ReportToken, "") => self.reports_token = false,
+            (setting, value) => match understood(setting, value)? {
+                Value::Consistency(consistency) => self.reading.consistency = consistency,
+                // What was seen is not forgotten.
+                Value::Token(token) => self.reading.must_see(&token),
+                Value::ReportToken(reports) => self.reports_token = reports,
+            },
         }
         Ok(())
+    }
+
+    /// Takes the values that the startup packet sets.
+    pub(super) fn begin_own(&mut self) {
+        let settings = std::rc::Rc::clone(&self.origin.settings);
+        for (setting, value) in begun_with(&settings) {
+            // What cannot be set was refused before.
+            let _ = self.set_own(setting, value);
+        }
     }
 }

@@ -74,6 +74,9 @@ pub(super) async fn reach<T>(
             Unreached::Nobody(_) | Unreached::Busy { .. } => true,
         };
         if Instant::now() >= deadline || !passing {
+            if let Unreached::Nobody(Why::Stale(..) | Why::Unheard(_)) = &unreached {
+                worker.shared.metrics.not_shown();
+            }
             return Err(unreached);
         }
         let changed = async {

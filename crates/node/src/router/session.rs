@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use synapsedb_pg::sql::statement;
+use synapsedb_pg::sql::statement::{self, Own};
 use synapsedb_pg::sql::traits::Flags;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::OwnedSemaphorePermit;
@@ -54,6 +54,8 @@ pub(super) struct Session {
     /// Its unnamed statement, as the Parse message has it behind the name; empty if there is none.
     pub(super) unnamed: Vec<u8>,
     pub(super) unnamed_count: u64,
+    /// The unnamed statement is about a setting of the router's own.
+    pub(super) unnamed_own: Option<Own>,
     /// Names it has given to prepared statements since the last ReadyForQuery.
     pub(super) parsing: Vec<(Box<[u8]>, StatementId)>,
     /// Names that turned out not to be prepared, while an error may still tell of them.
@@ -92,6 +94,10 @@ pub(super) struct Session {
     pub(super) reading: Reading,
     /// The transaction at hand, or the next one, may begin on the connection that it has.
     pub(super) cleared: bool,
+    /// It is told its token after each write.
+    pub(super) reports_token: bool,
+    /// A ReadyForQuery waits for the token.
+    pub(super) kept_ready: bool,
     /// Counts it at its home.
     pub(super) home: Option<Rc<Cell<u64>>>,
     /// The request at hand, while it may be repeated on another node.
@@ -152,6 +158,7 @@ impl Session {
             prepared: HashMap::new(),
             unnamed: Vec::new(),
             unnamed_count: 0,
+            unnamed_own: None,
             parsing: Vec::new(),
             unprepared: Vec::new(),
             used: Vec::new(),
@@ -171,6 +178,8 @@ impl Session {
             ending: false,
             reading: Reading { consistency, ..Reading::default() },
             cleared: false,
+            reports_token: false,
+            kept_ready: false,
             home: None,
             repeat: Repeat::default(),
             moved: (0, 0),
@@ -199,6 +208,7 @@ impl Session {
     }
 
     pub(super) async fn live(&mut self) -> Ended {
+        self.begin_own();
         let mut lent = match Box::pin(self.greet()).await {
             Ok(lent) => lent,
             Err(_) => return Ended::quietly(EndedBy::ClientLost),
@@ -260,6 +270,8 @@ impl Session {
     /// Waits for a request that needs a server, and answers those that need none.
     pub(super) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ended>> {
         self.entry.activity.set(Activity::Idle);
+        // Its server was lost before the token was known.
+        self.release_ready();
         match self.entry.told(cx) {
             Some(End::Draining) => {
                 return Poll::Ready(Some(Ended::telling(EndedBy::Draining, &draining())));
@@ -335,23 +347,6 @@ impl Session {
         if let Some(pool) = pool {
             pool.lent.set(pool.lent.get().saturating_sub(1));
         }
-    }
-
-    /// Whether what the session has written here must be known by its LSN: it may read elsewhere next.
-    pub(super) fn must_sample(&self) -> bool {
-        self.traits.has(Flags::WRITES)
-            && self.entry.client.endpoint == Endpoint::Read
-            && self.reading.consistency.keeps_home()
-    }
-
-    /// Takes note of how far the node is, the session's own commit included.
-    async fn sample(&mut self, server: &mut Server) {
-        let rows = server.ask(include_str!("position.sql")).await;
-        let position = rows.ok().and_then(|rows| rows.first()?.first()?.clone());
-        if let Some(lsn) = position.and_then(|text| text.parse().ok()) {
-            self.reading.token.advance(server.node(), lsn);
-        }
-        self.traits.remove(Flags::WRITES);
     }
 
     /// Looks at what the transaction may have left on the connection: settings go with the client, everything else

@@ -250,7 +250,7 @@ mod tests {
             let read = published + 10;
             let told = told(vec![at(read, published, &[])]);
             let wanted = in_commits(&vector(&[(1, lsn)]), &told).get(node(1)).0;
-            let shown = commits.iter().take(applied).last().copied().unwrap_or(0);
+            let shown = commits.iter().take(applied).next_back().copied().unwrap_or(0);
             if shown >= wanted {
                 prop_assert!(commits.iter().all(|commit| *commit > lsn || *commit <= shown));
             }

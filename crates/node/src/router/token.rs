@@ -56,11 +56,16 @@ pub(super) struct Reading {
     pub(super) settled: bool,
     /// It goes elsewhere if it can: its home has just been lost.
     pub(super) leaves: bool,
+    /// The transaction that begins reads nothing: it may begin anywhere, and shows nothing.
+    pub(super) excused: bool,
 }
 
 impl Reading {
     /// Whether a transaction on the node must wait until it is known that the node shows what it must.
     pub(super) fn must_settle(&self, node: NodeId) -> bool {
+        if self.excused {
+            return false;
+        }
         match self.consistency {
             Consistency::Eventual => false,
             Consistency::Session if self.home == Some(node) => {
@@ -133,9 +138,11 @@ mod tests {
         ] {
             let home = home.map(node);
             let token = token(text);
-            let reading = Reading { consistency, home, token, settled, leaves: false };
+            let reading = Reading { consistency, home, token, settled, ..Reading::default() };
             let must = (reading.must_settle(node(1)), reading.must_settle(node(2)));
             assert_eq!(must, (here, elsewhere), "{reading:?}");
+            let excused = Reading { excused: true, ..reading };
+            assert!(!excused.must_settle(node(1)) && !excused.must_settle(node(2)));
         }
         let mut reading = Reading { settled: true, ..Reading::default() };
         reading.must_see(&token("1=0/5"));

@@ -67,7 +67,9 @@ impl Session {
 
     /// Whether the connection need not, or may not be needed to, stay with the client.
     pub(super) fn lets_go(&self) -> bool {
-        !self.keeps_server() || (self.origin.dedicated.is_none() && self.may_have_changed())
+        !self.keeps_server()
+            || self.kept_ready
+            || (self.origin.dedicated.is_none() && self.may_have_changed())
     }
 
     pub(super) fn may_have_changed(&self) -> bool {
