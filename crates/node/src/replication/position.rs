@@ -40,6 +40,8 @@ pub struct Position {
     pub applied: VersionVector,
     /// What it can hand on of every origin.
     pub received: VersionVector,
+    /// Before where in the WAL of every origin that is all there is.
+    pub received_ends: VersionVector,
 }
 
 /// What a peer is to wait for.
@@ -154,9 +156,11 @@ async fn own(shared: &Shared, limit: Duration) -> Result<Position> {
     };
     let (read, applied) = asked?;
     shared.recent.wait_decoded(read, limit).await?;
+    // First where it ends, then what it is: what comes in between is only more than that.
+    let received_ends = shared.spools.tail_ends();
     let received = shared.spools.tails();
     let published = received.get(shared.identity.node);
-    Ok(Position { read, published, applied, received })
+    Ok(Position { read, published, applied, received, received_ends })
 }
 
 async fn look(client: &Client) -> Result<(Lsn, VersionVector)> {

@@ -34,7 +34,7 @@ pub(super) enum Where {
 /// None shows it within the time, or a member that must be heard says nothing.
 pub(super) async fn find(
     worker: &Rc<Worker>,
-    reading: &mut Reading,
+    reading: &Reading,
     place: Where,
     deadline: Instant,
 ) -> Result<Rc<Address>, Why> {
@@ -46,7 +46,8 @@ pub(super) async fn find(
         }
         Where::There(address) => (address, Vec::new()),
     };
-    let sight = Sight::new(worker, reading, preferred.node, &told)?;
+    let sight = Sight::new(worker, reading, &told)?;
+    let first = preferred.node;
     if sight.at(preferred.node).is_empty() {
         return Ok(preferred);
     }
@@ -81,7 +82,7 @@ pub(super) async fn find(
             Some(Err(why)) => lacking.push(why),
             None => {
                 lacking.sort();
-                return Err(Why::Stale(token::to_text(&sight.whole()), lacking));
+                return Err(Why::Stale(token::to_text(&sight.at(first)), lacking));
             }
         }
     }
@@ -90,17 +91,15 @@ pub(super) async fn find(
 /// What must be seen, in commits.
 struct Sight {
     /// By the session's token.
-    own: VersionVector,
+    token: VersionVector,
+    /// Where the session was, and what it can have seen there.
+    left: Option<(NodeId, VersionVector)>,
     /// Because somebody was told of it.
     acknowledged: VersionVector,
 }
 
 impl Sight {
-    /// What the session has seen where it was becomes a part of its token when it leaves.
-    fn new(worker: &Worker, reading: &mut Reading, node: NodeId, told: &Told) -> Result<Self, Why> {
-        if let Some(left) = reading.home.filter(|home| *home != node) {
-            reading.must_see(&sight::seen_at(left, told));
-        }
+    fn new(worker: &Worker, reading: &Reading, told: &Told) -> Result<Self, Why> {
         let acknowledged = match reading.consistency {
             Consistency::Eventual | Consistency::Session => VersionVector::new(),
             Consistency::Global => {
@@ -108,21 +107,20 @@ impl Sight {
                 sight::everything(&writers, told).map_err(Why::Unheard)?
             }
         };
-        Ok(Self { own: sight::in_commits(&reading.token, told), acknowledged })
+        let left = reading.home.map(|home| (home, sight::seen_at(home, told)));
+        let token = sight::in_commits(&reading.token, told, &worker.shared.view.borrow());
+        Ok(Self { token, left, acknowledged })
     }
 
-    /// As a node must show it: what was acknowledged there is visible there.
+    /// As a node must show it. What was acknowledged there is visible there, and so is what was seen there.
     fn at(&self, node: NodeId) -> VersionVector {
         let mut target = self.acknowledged.clone();
         target.remove(node);
-        target.merge(&self.own);
+        target.merge(&self.token);
+        if let Some((_, seen)) = self.left.as_ref().filter(|(home, _)| *home != node) {
+            target.merge(seen);
+        }
         target
-    }
-
-    fn whole(&self) -> VersionVector {
-        let mut whole = self.acknowledged.clone();
-        whole.merge(&self.own);
-        whole
     }
 }
 

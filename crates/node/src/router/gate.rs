@@ -12,7 +12,8 @@ use super::server::Server;
 use super::session::{Ended, Lent, Session};
 
 impl Session {
-    /// Whether what the client says next begins a transaction that may not begin at once.
+    /// Whether what the client says next begins a transaction that may not begin at once: not before all that it has
+    /// asked until now is answered, and the node shows what it must.
     pub(super) fn must_gate(&self, server: &Server) -> bool {
         !self.cleared
             && !self.fresh
@@ -43,11 +44,8 @@ impl Session {
             let deadline = Instant::now() + origin::patience(&self.worker, endpoint);
             self.entry.activity.set(Activity::Waiting);
             self.entry.asked.set(Some(std::time::Instant::now()));
-            let mut reading = std::mem::take(&mut self.reading);
             let there = Where::There(Rc::clone(address));
-            let found = fresh::find(&self.worker, &mut reading, there, deadline).await;
-            self.reading = reading;
-            match found {
+            match fresh::find(&self.worker, &self.reading, there, deadline).await {
                 Ok(_) => {
                     self.stay_at(address.node);
                     self.fresh = true;

@@ -98,9 +98,8 @@ impl Session {
         }
         let patience = origin::patience(&self.worker, endpoint);
         let wait_max = Duration::from_millis(self.worker.shared.config.query_wait_timeout_ms);
-        let mut reading = std::mem::take(&mut self.reading);
-        reading.excused = self.asks_only_own();
-        let got = reach(&self.worker, endpoint, &mut reading, patience, async |address| {
+        self.reading.excused = self.asks_only_own();
+        let got = reach(&self.worker, endpoint, &self.reading, patience, async |address| {
             let pool = self.account.pool(&self.worker, &address);
             let server = match pool.take(&self.wanted) {
                 Some(server) => server,
@@ -109,7 +108,6 @@ impl Session {
             self.restore(server, &pool).await.map(|server| (server, pool))
         });
         let got = got.await;
-        self.reading = reading;
         self.reading.excused &= got.is_ok();
         let (server, pool) = got.map_err(|unreached: Unreached| unreached.failure(endpoint))?;
         let waited = since.elapsed();

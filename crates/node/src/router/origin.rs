@@ -74,8 +74,8 @@ pub(super) async fn find(
     let keys = account.keys();
     let config = &worker.shared.config;
     let patience = patience(worker, wish.endpoint);
-    let mut reading = Reading::default();
-    let opened = reach(worker, wish.endpoint, &mut reading, patience, async |address| {
+    let reading = Reading::default();
+    let opened = reach(worker, wish.endpoint, &reading, patience, async |address| {
         let opened = server::open(&address, parameters, keys.as_ref(), config).await;
         match &opened {
             Ok(_) => worker.reached(address.node),

@@ -33,7 +33,7 @@ pub(super) enum Unreached {
 pub(super) async fn reach<T>(
     worker: &Rc<Worker>,
     endpoint: Endpoint,
-    reading: &mut Reading,
+    reading: &Reading,
     patience: Duration,
     attempt: impl AsyncFn(Rc<Address>) -> Result<T, NoServer>,
 ) -> Result<T, Unreached> {

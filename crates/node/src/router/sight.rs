@@ -7,6 +7,7 @@ use synapsedb_core::lsn::Lsn;
 use synapsedb_core::state::{ClusterState, MemberStatus};
 use synapsedb_core::version::VersionVector;
 
+use crate::gossip::View;
 use crate::replication::position::Position;
 
 /// What the members said when they were asked together, or why one said nothing.
@@ -76,13 +77,30 @@ fn received(origin: NodeId, told: &Told) -> Lsn {
 }
 
 /// A token in commit LSNs: one of its LSNs may lie behind the last commit in front of it, which nothing will ever be
-/// applied up to. An LSN that its origin has not reached stays as it is.
-pub(super) fn in_commits(token: &VersionVector, told: &Told) -> VersionVector {
-    let commit = |(origin, lsn): (NodeId, Lsn)| match told.get(&origin) {
-        Some(Ok(position)) if position.read >= lsn => (origin, lsn.min(position.published)),
-        Some(_) | None => (origin, lsn),
+/// applied up to. An LSN that its origin has not reached, or of which nobody knows whether a commit is in front of it
+/// that is lost, stays as it is.
+pub(super) fn in_commits(token: &VersionVector, told: &Told, view: &View) -> VersionVector {
+    let commit = |(origin, lsn)| match last_commit(origin, lsn, told, view) {
+        Some(commit) => (origin, lsn.min(commit)),
+        None => (origin, lsn),
     };
     token.iter().map(commit).collect()
+}
+
+/// A commit of the origin that is not before the last one in front of `lsn`: as the origin says, or those who have
+/// received its WAL beyond there, or its last heartbeats.
+fn last_commit(origin: NodeId, lsn: Lsn, told: &Told, view: &View) -> Option<Lsn> {
+    if let Some(Ok(position)) = told.get(&origin) {
+        return (position.read >= lsn).then_some(position.published);
+    }
+    let answers = told.values().filter_map(|answer| answer.as_ref().ok());
+    let beyond = answers.filter(|position| position.received_ends.get(origin) >= lsn);
+    let received = beyond.map(|position| position.received.get(origin)).min();
+    received.or_else(|| {
+        let facts = view.members.get(&origin)?.facts.as_ref()?;
+        let read = facts.wal_lsn.0.saturating_sub(facts.unread_bytes);
+        (read >= lsn.0).then_some(facts.published_lsn)
+    })
 }
 
 #[cfg(test)]
@@ -90,7 +108,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
-    use super::super::testing::{node, state};
+    use super::super::testing::{Seen, node, state, view};
     use super::*;
 
     fn vector(entries: &[(u16, u64)]) -> VersionVector {
@@ -99,8 +117,9 @@ mod tests {
 
     fn at(read: u64, published: u64, others: &[(u16, u64)]) -> Result<Position, String> {
         let applied = vector(others);
-        let received = applied.clone();
-        Ok(Position { read: Lsn(read), published: Lsn(published), applied, received })
+        let (received, received_ends) = (applied.clone(), VersionVector::new());
+        let (read, published) = (Lsn(read), Lsn(published));
+        Ok(Position { read, published, applied, received, received_ends })
     }
 
     fn silent() -> Result<Position, String> {
@@ -155,11 +174,36 @@ mod tests {
             (100, 99, 80, 100),
         ] {
             let told = told(vec![at(read, published, &[])]);
-            let found = in_commits(&vector(&[(1, lsn)]), &told);
+            let found = in_commits(&vector(&[(1, lsn)]), &told, &View::default());
             assert_eq!(found, vector(&[(1, expected)]), "{lsn} {read} {published}");
         }
-        let kept = in_commits(&vector(&[(1, 100)]), &told(vec![silent()]));
-        assert_eq!(kept, vector(&[(1, 100)]));
+    }
+
+    #[test]
+    fn of_a_silent_origin_others_know_how_far_its_commits_go() {
+        let received = |commit: u64, end: u64| {
+            let (received, received_ends) = (vector(&[(1, commit)]), vector(&[(1, end)]));
+            Ok(Position { received, received_ends, ..Position::default() })
+        };
+        let token = vector(&[(1, 100)]);
+        for (answers, expected) in [
+            // Nobody has received so far: there may be a commit that is lost.
+            (vec![silent(), silent()], 100),
+            (vec![silent(), received(80, 99)], 100),
+            (vec![silent(), received(80, 100)], 80),
+            (vec![silent(), received(80, 99), received(90, 105)], 90),
+            (vec![silent(), received(120, 130)], 100),
+        ] {
+            let found = in_commits(&token, &told(answers), &View::default());
+            assert_eq!(found, vector(&[(1, expected)]));
+        }
+        let mut view = view(&[Seen::Down]);
+        for (wal, unread, expected) in [(100, 0, 70), (120, 20, 70), (120, 21, 100)] {
+            let facts = view.members.get_mut(&node(1)).unwrap().facts.as_mut().unwrap();
+            (facts.wal_lsn, facts.unread_bytes, facts.published_lsn) = (Lsn(wal), unread, Lsn(70));
+            let found = in_commits(&token, &told(vec![silent()]), &view);
+            assert_eq!(found, vector(&[(1, expected)]), "{wal} {unread}");
+        }
     }
 
     /// A cluster at one moment: what each node has committed, and how much each other has received and applied of it.
@@ -204,6 +248,7 @@ mod tests {
                     published: Lsn(self.committed[n]),
                     applied: vector(&|o| if o == n { 0 } else { self.applied(n, o) }),
                     received: vector(&|o| self.received(n, o)),
+                    received_ends: VersionVector::new(),
                 }),
             };
             told((0..NODES).map(answer).collect())
@@ -249,7 +294,8 @@ mod tests {
             let published = commits.last().copied().unwrap_or(0);
             let read = published + 10;
             let told = told(vec![at(read, published, &[])]);
-            let wanted = in_commits(&vector(&[(1, lsn)]), &told).get(node(1)).0;
+            let token = vector(&[(1, lsn)]);
+            let wanted = in_commits(&token, &told, &View::default()).get(node(1)).0;
             let shown = commits.iter().take(applied).next_back().copied().unwrap_or(0);
             if shown >= wanted {
                 prop_assert!(commits.iter().all(|commit| *commit > lsn || *commit <= shown));

@@ -107,7 +107,6 @@ impl Session {
         spliced.clear();
         let gated = self.must_gate(server);
         if gated && !self.is_quiet(server) {
-            // Until what was asked before is answered, the next transaction waits.
             return Ok(false);
         }
         let fresh = std::mem::take(&mut self.fresh);
@@ -118,20 +117,13 @@ impl Session {
         let mut inbox = std::mem::take(&mut self.inbox);
         let mut read = 0;
         if !fresh {
-            match self.io.poll_take(cx, &mut scratch) {
-                Poll::Ready(Ok(0)) => return Err(Turn::ClientLost(EndedBy::Client)),
-                Poll::Ready(Ok(more)) => read = more,
-                Poll::Ready(Err(error)) => {
-                    tracing::debug!("a client was lost: {error}");
-                    return Err(Turn::ClientLost(EndedBy::ClientLost));
-                }
-                Poll::Pending => {
+            match self.poll_client(cx, &mut scratch)? {
+                Some(more) => read = more,
+                None => {
                     self.inbox = inbox;
                     return Ok(false);
                 }
             }
-            add(&self.account.counters.received, read as u64);
-            self.moved.0 += read as u64;
             if !inbox.is_empty() {
                 inbox.extend_from_slice(&scratch[..read]);
             }
@@ -166,6 +158,27 @@ impl Session {
             return Err(Turn::ClientLost(EndedBy::Client));
         }
         Ok(true)
+    }
+
+    /// Reads what the client has sent, and answers how much; `None` while there is nothing.
+    fn poll_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+    ) -> Result<Option<usize>, Turn> {
+        match self.io.poll_take(cx, scratch) {
+            Poll::Ready(Ok(0)) => Err(Turn::ClientLost(EndedBy::Client)),
+            Poll::Ready(Ok(read)) => {
+                add(&self.account.counters.received, read as u64);
+                self.moved.0 += read as u64;
+                Ok(Some(read))
+            }
+            Poll::Ready(Err(error)) => {
+                tracing::debug!("a client was lost: {error}");
+                Err(Turn::ClientLost(EndedBy::ClientLost))
+            }
+            Poll::Pending => Ok(None),
+        }
     }
 
     /// Whether the client is not in the middle of anything that a Sync must end.

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use crate::{NOTICED, binary};
 
 /// How long each level is tried.
-const TRIED: Duration = Duration::from_secs(8);
+const TRIED: Duration = Duration::from_secs(4);
 /// How long an applier is paused at a time.
 const PAUSED: Duration = Duration::from_millis(900);
 /// Registers, each written by one task alone; in the first one's writes all are interested.
@@ -226,11 +226,12 @@ async fn tried(cluster: &Cluster, level: &'static str, paused: &Node, lost: &Nod
 async fn reads_show_what_their_level_promises() {
     let cluster = binary().lay_out(3);
     for node in cluster.nodes() {
-        node.configure("router.read_lag_max_ms", 5_000);
+        node.configure("router.read_lag_max_ms", 4_000);
     }
     cluster.start().await;
     let port = cluster.write_endpoint().value("select current_setting('port')").await;
     let is_primary = |node: &&Node| node.server().port.to_string() == port;
+    let primary = cluster.nodes().iter().find(is_primary).unwrap();
     let others: Vec<&Node> = cluster.nodes().iter().filter(|node| !is_primary(node)).collect();
     let (paused, lost) = (others[0], others[1]);
     cluster
@@ -254,7 +255,7 @@ async fn reads_show_what_their_level_promises() {
     assert!(eventual.not_own > 0 && eventual.back > 0, "the harness finds nothing: {eventual:?}");
 
     a_node_that_is_far_behind_is_not_read_from(&cluster, paused).await;
-    a_silent_member_is_named(&cluster, lost).await;
+    a_silent_member_is_named_and_its_tokens_hold(&cluster, primary).await;
 }
 
 /// Its lag is above `router.read_lag_max_ms`: sessions leave it, and are told.
@@ -302,11 +303,29 @@ async fn statistics(cluster: &Cluster) -> std::io::Result<String> {
     Ok(page)
 }
 
-/// Nobody knows what a member has acknowledged that does not answer: a global read says so, others go on.
-async fn a_silent_member_is_named(cluster: &Cluster, lost: &Node) {
+/// Nobody knows what a member has acknowledged that does not answer: a global read says so, others go on, also those
+/// that must see what is known to have come from it.
+async fn a_silent_member_is_named_and_its_tokens_hold(cluster: &Cluster, lost: &Node) {
+    let write = cluster.write_endpoint().session().await;
+    write.rows("update register set v = 1000000 where id = 0").await.unwrap();
+    let token = write.rows("show synapsedb.token").await.unwrap().remove(0);
+    assert!(token.contains(&format!("{}=", lost.number())), "{token}");
+    cluster.all_show("select v from register where id = 0", &["1000000"]).await;
+    // So long that every agent has heard how far it was.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     lost.kill_agent();
     lost.kill_postgres();
     let read = cluster.read_endpoint();
+    let carried = format!("set synapsedb.token = '{token}'");
+    eventually("a session sees what the member had committed", NOTICED, async || {
+        let session = read.try_session().await.map_err(|error| format!("{error:#}"))?;
+        let mut rows = Vec::new();
+        for sql in [&carried, "select v from register where id = 0"] {
+            rows = session.rows(sql).await.map_err(|error| format!("{error:?}"))?;
+        }
+        if rows == ["1000000"] { Ok(()) } else { panic!("a stale row: {rows:?}") }
+    })
+    .await;
     eventually("a global read names the member", NOTICED, async || {
         let session = read.try_session().await.map_err(|error| format!("{error:#}"))?;
         session.rows("set synapsedb.consistency = global").await.map_err(|e| e.to_string())?;
