@@ -30,6 +30,7 @@ pub mod choose;
 pub mod stats;
 
 mod account;
+mod begun;
 mod breaker;
 mod cancel;
 mod console;

@@ -145,7 +145,7 @@ async fn understand(
 }
 
 /// Settings of two-part names, which `pg_settings` does not show.
-pub(super) fn custom(parameters: &[(String, String)]) -> Settings {
+fn custom(parameters: &[(String, String)]) -> Settings {
     let mut found = Settings::new();
     for (name, value) in parameters {
         if name == "options" {

@@ -1,18 +1,17 @@
 //! The settings of a session that are the router's own: `synapsedb.consistency`, `.token`, `.report_token`,
-//! `.last_route`.
+//! `.last_route`. What a startup packet sets of them is in `begun.rs`.
 
 use synapsedb_core::version::VersionVector;
 use synapsedb_pg::quote;
 use synapsedb_pg::sql::statement::OwnSetting;
 
+use super::Endpoint;
 use super::server::Server;
 use super::session::Session;
-use super::settings::Settings;
 use super::token::{self, Consistency};
-use super::{Endpoint, startup};
 
 /// A value that such a setting can take.
-enum Value {
+pub(super) enum Value {
     Consistency(Consistency),
     Token(VersionVector),
     ReportToken(bool),
@@ -22,7 +21,7 @@ enum Value {
 ///
 /// # Errors
 /// It is none: why.
-fn understood(setting: OwnSetting, value: &str) -> Result<Value, String> {
+pub(super) fn understood(setting: OwnSetting, value: &str) -> Result<Value, String> {
     match setting {
         OwnSetting::Consistency => {
             Consistency::parse(value).map(Value::Consistency).ok_or_else(|| {
@@ -42,26 +41,6 @@ fn understood(setting: OwnSetting, value: &str) -> Result<Value, String> {
             Err("synapsedb.route cannot be set yet: choose the endpoint".to_owned())
         }
     }
-}
-
-/// Looks whether the settings of ours that a startup packet sets can be set so.
-///
-/// # Errors
-/// What the client is told.
-pub(super) fn check(settings: &Settings) -> Result<(), startup::Failure> {
-    for (setting, value) in begun_with(settings) {
-        if let Err(message) = understood(setting, value) {
-            let hint = String::new();
-            return Err(startup::Failure { sqlstate: "22023", message, hint });
-        }
-    }
-    Ok(())
-}
-
-fn begun_with(settings: &Settings) -> impl Iterator<Item = (OwnSetting, &str)> {
-    OwnSetting::ALL.into_iter().filter_map(|(_, setting)| {
-        settings.get(setting.name()).map(|value| (setting, value.as_str()))
-    })
 }
 
 impl Session {
@@ -116,7 +95,8 @@ impl Session {
     /// # Errors
     /// It cannot be set so: why.
     pub(super) fn set_own(&mut self, setting: OwnSetting, value: &str) -> Result<(), String> {
-        let begun = self.origin.settings.get(setting.name()).cloned().unwrap_or_default();
+        let mut begun = self.begun.iter().filter(|(one, _)| *one == setting);
+        let begun = begun.next_back().map(|(_, value)| value.clone()).unwrap_or_default();
         let value = if value.is_empty() { begun.as_str() } else { value };
         match (setting, value) {
             (OwnSetting::Consistency, "") => {
@@ -131,14 +111,5 @@ impl Session {
             },
         }
         Ok(())
-    }
-
-    /// Takes the values that the startup packet sets.
-    pub(super) fn begin_own(&mut self) {
-        let settings = std::rc::Rc::clone(&self.origin.settings);
-        for (setting, value) in begun_with(&settings) {
-            // What cannot be set was refused before.
-            let _ = self.set_own(setting, value);
-        }
     }
 }

@@ -14,6 +14,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::account::{Account, add};
+use super::begun::Begun;
 use super::ending::{draining, killed};
 use super::entry::{Activity, End, Entry};
 use super::expected::StatementId;
@@ -94,6 +95,8 @@ pub(super) struct Session {
     pub(super) reading: Reading,
     /// The transaction at hand, or the next one, may begin on the connection that it has.
     pub(super) cleared: bool,
+    /// What its startup packet has set of the router's own settings.
+    pub(super) begun: Begun,
     /// It is told its token after each write.
     pub(super) reports_token: bool,
     /// A ReadyForQuery waits for the token.
@@ -178,6 +181,7 @@ impl Session {
             ending: false,
             reading: Reading { consistency, ..Reading::default() },
             cleared: false,
+            begun: Begun::new(),
             reports_token: false,
             kept_ready: false,
             home: None,
@@ -208,7 +212,6 @@ impl Session {
     }
 
     pub(super) async fn live(&mut self) -> Ended {
-        self.begin_own();
         let mut lent = match Box::pin(self.greet()).await {
             Ok(lent) => lent,
             Err(_) => return Ended::quietly(EndedBy::ClientLost),

@@ -33,15 +33,18 @@ pub(super) fn everything(
     told: &Told,
 ) -> Result<VersionVector, Vec<(NodeId, String)>> {
     let (mut all, mut silent) = (VersionVector::new(), Vec::new());
-    for node in writers {
-        match told.get(node) {
-            Some(Ok(position)) => {
+    for (node, answer) in told {
+        match answer {
+            // Also of one that joins: the others may know already that it takes part.
+            Ok(position) => {
                 all.advance(*node, position.published);
             }
-            Some(Err(why)) => silent.push((*node, why.clone())),
-            None => silent.push((*node, "it was not asked".to_owned())),
+            Err(why) if writers.contains(node) => silent.push((*node, why.clone())),
+            Err(_) => {}
         }
     }
+    let unasked = writers.iter().filter(|node| !told.contains_key(node));
+    silent.extend(unasked.map(|node| (*node, "was not asked".to_owned())));
     if silent.is_empty() { Ok(all) } else { Err(silent) }
 }
 
@@ -139,6 +142,11 @@ mod tests {
         assert_eq!(writers(&state), [node(1), node(2)]);
         let both = told(vec![at(12, 10, &[]), at(25, 20, &[])]);
         assert_eq!(everything(&writers(&state), &both).unwrap(), vector(&[(1, 10), (2, 20)]));
+        // One that joins is heard if it says something.
+        for (joining, expected) in [(at(35, 30, &[]), 30), (silent(), 0)] {
+            let three = told(vec![at(12, 10, &[]), at(25, 20, &[]), joining]);
+            assert_eq!(everything(&writers(&state), &three).unwrap().get(node(3)).0, expected);
+        }
         let one = told(vec![at(12, 10, &[]), silent()]);
         let lacking = everything(&writers(&state), &one).unwrap_err();
         assert_eq!(lacking, [(node(2), "no answer".to_owned())]);
