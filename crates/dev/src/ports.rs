@@ -59,6 +59,11 @@ impl PortBase {
         self.base + 2
     }
 
+    /// The port of the router's statistics.
+    pub fn stats(&self) -> u16 {
+        self.base + 3
+    }
+
     /// The port on which the agents of the other nodes reach `node` (TCP and UDP).
     pub fn peers(&self, node: u16) -> u16 {
         self.base + 10 + (node - 1)

@@ -10,7 +10,6 @@ use super::document::Document;
 use super::problem::{Place, Problems};
 use crate::postgres::{self, Mode};
 use crate::replication::{self, durability};
-use crate::router;
 
 /// Adds a problem for every required key that is not there.
 pub(super) fn required(document: &Document<'_>, problems: &mut Problems) {
@@ -42,7 +41,7 @@ pub(super) fn ranges(config: &AgentConfig, document: &Document<'_>, problems: &m
     check.postgres(&config.postgres);
     check.apply_limits(&config.replication);
     check.durability(&config.replication.durability);
-    check.router(&config.router);
+    check.router(config);
 }
 
 struct Check<'a, 'i> {
@@ -115,7 +114,9 @@ impl Check<'_, '_> {
         self.within("replication.durability.applied_wait_max_ms", applied, 10, 3_600_000);
     }
 
-    fn router(&mut self, config: &router::Config) {
+    fn router(&mut self, all: &AgentConfig) {
+        let config = &all.router;
+        self.read_bounds(all);
         let nobody = |file: &Path| file.as_os_str().is_empty();
         if config.client_authority().is_some_and(nobody) {
             let text =
@@ -133,6 +134,21 @@ impl Check<'_, '_> {
                 let text = "needs `certificate`, a common name, and `role`, whom its holder may be";
                 self.refuse(&format!("router.certificate_roles.{index}"), text);
             }
+        }
+    }
+
+    /// A bound on what is measured less often than that would take nodes out at random.
+    fn read_bounds(&mut self, config: &AgentConfig) {
+        self.within("router.position_timeout_ms", config.router.position_timeout_ms, 10, 60_000);
+        let (lag_ms, probe_ms) =
+            (config.router.read_lag_max_ms, config.replication.probe_interval_ms);
+        if lag_ms > 0 && lag_ms < probe_ms.saturating_mul(2) {
+            let text = format!(
+                "is {lag_ms}, less than twice replication.probe_interval_ms ({probe_ms}), in which the lag is \
+                 measured; set it to {} at least, or to 0 for no bound",
+                probe_ms.saturating_mul(2)
+            );
+            self.refuse("router.read_lag_max_ms", text);
         }
     }
 

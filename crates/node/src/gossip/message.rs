@@ -3,7 +3,7 @@
 //! ```text
 //! 1 | foca's bytes
 //! 2 | incarnation u32, start u64, counter u64, ready u8, wal_lsn u64, published_lsn u64, unread_bytes u64,
-//!     applied, received: each n u8, n × (node u16, lsn u64),
+//!     lag_ms u64, applied, received: each n u8, n × (node u16, lsn u64),
 //!     m u8, m × (node u16, incarnation u32, start u64, age_ms u32)
 //! 3 | incarnation u32, start u64
 //! ```
@@ -93,6 +93,7 @@ impl Heartbeat {
         out.put_u64(self.facts.wal_lsn.0);
         out.put_u64(self.facts.published_lsn.0);
         out.put_u64(self.facts.unread_bytes);
+        out.put_u64(self.facts.lag_ms);
         put_vector(out, &self.facts.applied);
         put_vector(out, &self.facts.received);
         out.put_u8(u8::try_from(self.hears.len()).unwrap_or(u8::MAX));
@@ -112,6 +113,7 @@ impl Heartbeat {
             wal_lsn: Lsn(from.try_get_u64().ok()?),
             published_lsn: Lsn(from.try_get_u64().ok()?),
             unread_bytes: from.try_get_u64().ok()?,
+            lag_ms: from.try_get_u64().ok()?,
             applied: get_vector(from)?,
             received: get_vector(from)?,
         };
@@ -178,6 +180,7 @@ mod tests {
                 wal_lsn: Lsn(6),
                 published_lsn: Lsn(4),
                 unread_bytes: 2,
+                lag_ms: 3,
             },
             hears: [(NodeId::new(1).unwrap(), heard)].into(),
         };

@@ -124,6 +124,8 @@ pub struct Facts {
     pub published_lsn: Lsn,
     /// Bytes of its own WAL that it has not read yet: they may hold more transactions.
     pub unread_bytes: u64,
+    /// How old what it shows is: the age of the oldest of the newest probe rows of all members that live.
+    pub lag_ms: u64,
 }
 
 /// What gossip believes of a member.

@@ -73,6 +73,7 @@ async fn the_dead_are_suspected_then_down_and_come_back() {
         wal_lsn: Lsn(9),
         published_lsn: Lsn(8),
         unread_bytes: 1,
+        lag_ms: 2,
     };
     third.gossip.publish(facts.clone());
     eventually("the facts of node 3", || {

@@ -37,10 +37,13 @@ pub(crate) fn facts(
     applied: VersionVector,
     wal_lsn: Lsn,
 ) -> Facts {
+    // First how far it has read, then what it has published: all that lies before is among that.
+    let unread_bytes = wal_lsn.bytes_since(shared.status.read());
     let own = shared.spools.get(shared.identity.node);
     let published_lsn = own.map(|(_, spool)| *spool.tail_watch().borrow()).unwrap_or_default();
-    let unread_bytes = wal_lsn.bytes_since(shared.status.read());
-    Facts { postgres_ready, applied, wal_lsn, published_lsn, unread_bytes, ..Facts::default() }
+    let lag_ms = status::lag_ms(shared);
+    let received = VersionVector::default();
+    Facts { postgres_ready, applied, received, wal_lsn, published_lsn, unread_bytes, lag_ms }
 }
 
 /// How many bytes of the origin's WAL may hold transactions that are not applied here; nothing while the origin or its

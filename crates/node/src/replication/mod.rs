@@ -20,6 +20,7 @@ mod keys;
 mod lag;
 mod metrics;
 mod part;
+pub mod position;
 mod probe;
 mod progress;
 mod publish;
@@ -163,6 +164,7 @@ pub(crate) struct Shared {
     pub(crate) verify: verify::Board,
     pub(crate) retries: quarantine::retries::Retries,
     pub(crate) durability: durability::Durability,
+    pub(crate) positions: position::Asked,
     /// Another one at every start of the agent; written into the probe row.
     pub(crate) boot: uuid::Uuid,
 }
@@ -257,6 +259,7 @@ pub fn new(
         verify: verify::Board::new(registry),
         retries: quarantine::retries::Retries::default(),
         durability,
+        positions: position::Asked::new(),
         boot: uuid::Uuid::new_v4(),
     });
     registry.register_collector(Box::new(lag::Metrics { shared: shared.clone() }));

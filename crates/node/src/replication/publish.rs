@@ -221,8 +221,8 @@ impl<'a> Publisher<'a> {
         {
             self.event(event).await?;
         }
-        // Who waits for what was decoded may read it from the spool then.
         self.writer.show()?;
+        // Behind it: whoever waits for this may look at the spool.
         self.shared.recent.set_decoded(self.read);
         if self.hurry() {
             return Ok(());

@@ -180,6 +180,12 @@ impl Spools {
         open.iter().map(|(origin, (_, spool))| (*origin, *spool.tail_watch().borrow())).collect()
     }
 
+    /// Of every origin whose spool is open, before where in its WAL all that it has committed is here.
+    pub(crate) fn tail_ends(&self) -> VersionVector {
+        let open = self.open.borrow();
+        open.iter().map(|(origin, (_, spool))| (*origin, spool.tail_end())).collect()
+    }
+
     /// Told whenever a spool is opened.
     pub(crate) fn watch(&self) -> watch::Receiver<BTreeMap<NodeId, (Incarnation, Spool)>> {
         self.open.subscribe()

@@ -255,6 +255,23 @@ fn probe_age_ms(inner: &Inner, node: NodeId) -> Option<u64> {
     Some(probe.age_ms + u64::try_from(read_at.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
+/// How old what readers here see is: the age of the newest probe row of that member whose is oldest. Of members that do
+/// not live, or whose server is away, nothing new can come.
+pub(crate) fn lag_ms(shared: &Shared) -> u64 {
+    let (view, inner) = (shared.gossip.view(), shared.status.lock());
+    let lives = |node: &NodeId| {
+        view.members.get(node).is_some_and(|member| {
+            let alive = match member.state {
+                MemberState::Alive => true,
+                MemberState::Suspect | MemberState::Down | MemberState::Left => false,
+            };
+            alive && member.facts.as_ref().is_some_and(|facts| facts.postgres_ready)
+        })
+    };
+    let others = shared.peers.others().into_iter().filter(lives);
+    others.filter_map(|node| probe_age_ms(&inner, node)).max().unwrap_or(0)
+}
+
 /// When the origin's transaction that was applied last committed there: what the lane says, or after a start the
 /// probe row.
 fn applied_time(inner: &Inner, origin: NodeId) -> Option<Timestamp> {

@@ -17,7 +17,7 @@ use super::spool::SpoolError;
 use super::status::Board;
 use super::{
     Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members,
-    parse_origin_name, part, probe, publish, recent, retry, rewrites, serve, verify,
+    parse_origin_name, part, position, probe, publish, recent, retry, rewrites, serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -86,6 +86,7 @@ fn start(shared: &Arc<Shared>, stop: &Shutdown) -> JoinSet<Result<()>> {
         Box::pin(async move { serve::run(&shared, stream).await })
     });
     lag::serve(shared);
+    position::serve(shared);
     verify::serve(shared);
     super::row_of::serve(shared);
     guard::serve(shared);

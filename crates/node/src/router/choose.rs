@@ -35,8 +35,10 @@ pub enum Why {
     PrimaryUnusable(NodeId),
     /// No member is fit to read from; each with the reason.
     NobodyReady(Vec<(NodeId, Unfit)>),
-    /// No ready node has all that the session must see.
-    Stale(String),
+    /// No ready node has all that the session must see (a token); each with what it lacks.
+    Stale(String, Vec<(NodeId, String)>),
+    /// These members do not say what they have acknowledged; each with the reason.
+    Unheard(Vec<(NodeId, String)>),
     /// The agent is stopping.
     Draining,
 }
@@ -78,26 +80,40 @@ impl fmt::Display for Why {
             Self::PrimaryUnusable(node) => {
                 write!(f, "the primary, node {node}, has left or its address is unknown")
             }
-            Self::Stale(token) => {
+            Self::Stale(token, lacking) => {
                 write!(
                     f,
                     "no node that is ready has applied all that this session must see: {token}"
-                )
+                )?;
+                each(f, "; ", lacking)
+            }
+            Self::Unheard(silent) => {
+                f.write_str("what was acknowledged is not known everywhere")?;
+                each(f, ": ", silent)
             }
             Self::Draining => f.write_str("this agent is stopping"),
             Self::NobodyReady(members) if members.is_empty() => {
                 f.write_str("the cluster has no members yet")
             }
             Self::NobodyReady(members) => {
-                f.write_str("no node is ready:")?;
-                for (place, (node, unfit)) in members.iter().enumerate() {
-                    let comma = if place == 0 { "" } else { "," };
-                    write!(f, "{comma} node {node} {unfit}")?;
-                }
-                Ok(())
+                f.write_str("no node is ready")?;
+                each(f, ": ", members)
             }
         }
     }
+}
+
+/// The nodes with what is said of each.
+fn each(
+    f: &mut fmt::Formatter<'_>,
+    mut between: &str,
+    nodes: &[(NodeId, impl fmt::Display)],
+) -> fmt::Result {
+    for (node, what) in nodes {
+        write!(f, "{between}node {node} {what}")?;
+        between = ", ";
+    }
+    Ok(())
 }
 
 /// The nodes that may serve a transaction on `endpoint`, the nearest first.
@@ -109,6 +125,19 @@ pub fn choose(endpoint: Endpoint, state: &ClusterState, view: &View, own: NodeId
         Endpoint::Write => choose_primary(state),
         Endpoint::Read => choose_ready(state, view, own),
     }
+}
+
+/// The nodes of `targets` that show what is older than `lag_max_ms`, with how old it is: they are not read from while
+/// another one is nearer. If all are so far behind, none is in it; 0 stands for no bound.
+pub fn behind(targets: &[Target], view: &View, lag_max_ms: u64) -> Vec<(NodeId, u64)> {
+    let lag_ms = |node: NodeId| {
+        let facts = view.members.get(&node).and_then(|member| member.facts.as_ref());
+        facts.map_or(0, |facts| facts.lag_ms)
+    };
+    let lags = targets.iter().map(|target| (target.node, lag_ms(target.node)));
+    let behind: Vec<_> = lags.filter(|(_, lag_ms)| *lag_ms > lag_max_ms).collect();
+    let any_is_nearer = behind.len() < targets.len();
+    if lag_max_ms > 0 && any_is_nearer { behind } else { Vec::new() }
 }
 
 /// Why a member cannot be read from now; `None` if it can.
@@ -227,6 +256,33 @@ mod tests {
         let all = view(&[Seen::Ready, Seen::Ready, Seen::Ready]);
         let choice = choose(Endpoint::Read, &state, &all, node(1));
         assert_eq!(order(choice), [3]);
+    }
+
+    #[test]
+    fn never_all_nodes_are_too_far_behind() {
+        // The lags of nodes 1 to 3 → those that are not read from, with a bound of 100 ms.
+        for (lags, expected) in [
+            ([0, 0, 0], &[] as &[u16]),
+            ([100, 99, 0], &[]),
+            ([101, 99, 0], &[1]),
+            ([500, 600, 100], &[1, 2]),
+            ([500, 600, 101], &[]),
+        ] {
+            let mut view = view(&[Seen::Ready, Seen::Ready, Seen::Ready]);
+            for (member, lag_ms) in view.members.values_mut().zip(lags) {
+                member.facts.as_mut().unwrap().lag_ms = lag_ms;
+            }
+            let Choice::Try(targets) = choose(Endpoint::Read, &state(3, None), &view, node(1))
+            else {
+                panic!()
+            };
+            let found = behind(&targets, &view, 100);
+            let nodes: Vec<u16> = found.iter().map(|(node, _)| node.get()).collect();
+            assert_eq!(nodes, expected, "{lags:?}");
+            assert!(behind(&targets, &view, 0).is_empty());
+            // One that is not ready is no reason to read from none.
+            assert!(behind(&targets[..1], &view, 100).is_empty());
+        }
     }
 
     #[test]

@@ -109,7 +109,8 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
             });
             session.cycle_ended(server.status);
             // What the client is told instead follows.
-            if session.leaves_open(server) { Fate::Drop } else { Fate::Pass }
+            let kept = session.leaves_open(server) || session.keeps_back_ready(server);
+            if kept { Fate::Drop } else { Fate::Pass }
         }
         backend::COMMAND_COMPLETE => completed(session, server, body),
         backend::PARSE_COMPLETE | backend::CLOSE_COMPLETE => match server.expected.completed() {

@@ -65,6 +65,13 @@ impl Session {
                 Err(Ended::telling(EndedBy::Client, &failure))
             }
             Turn::Told(end) => self.end_soon(end, lent).await,
+            Turn::Gate => match self.gate(&lent).await {
+                Ok(()) => Ok(Some(lent)),
+                Err(ended) => {
+                    self.client_lost(lent, ended.by).await;
+                    Err(ended)
+                }
+            },
         }
     }
 

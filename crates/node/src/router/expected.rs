@@ -13,6 +13,8 @@ enum Due {
     Parse(Option<StatementId>),
     /// ParseComplete of a statement that the router prepared anew.
     Injected(Option<StatementId>),
+    /// ParseComplete of a statement for one answer of the router's own.
+    Answer,
     /// CloseComplete of a Close that stands for a Parse: to the client it is a ParseComplete.
     Faked(StatementId),
     /// CloseComplete that the client waits for.
@@ -59,6 +61,10 @@ impl Expected {
         self.due.push_back(Due::Injected(id));
     }
 
+    pub(super) fn answer(&mut self) {
+        self.due.push_back(Due::Answer);
+    }
+
     pub(super) fn faked(&mut self, id: StatementId) {
         self.due.push_back(Due::Faked(id));
     }
@@ -98,6 +104,11 @@ impl Expected {
         self.cycles == 0 && !self.copying
     }
 
+    /// Whether the server waits for the client's data.
+    pub(super) fn is_copying(&self) -> bool {
+        self.copying
+    }
+
     /// How many ReadyForQuery are due.
     pub(super) fn cycles(&self) -> usize {
         self.cycles
@@ -113,7 +124,7 @@ impl Expected {
     pub(super) fn completed(&mut self) -> Verdict {
         let verdict = match self.due.front() {
             Some(Due::Parse(_) | Due::Close) => Verdict::Pass,
-            Some(Due::Injected(_) | Due::Evicted) => Verdict::Swallow,
+            Some(Due::Injected(_) | Due::Answer | Due::Evicted) => Verdict::Swallow,
             Some(Due::Faked(_)) => Verdict::AsParse,
             // Not asked for: the server's own affair.
             Some(Due::CopyEnd | Due::Sync | Due::Query) | None => return Verdict::Pass,
@@ -138,6 +149,7 @@ impl Expected {
                 Due::Sync if !ended => self.cycles -= 1,
                 Due::Parse(_)
                 | Due::Injected(_)
+                | Due::Answer
                 | Due::Faked(_)
                 | Due::Close
                 | Due::Evicted
@@ -170,7 +182,7 @@ impl Expected {
                 Due::Parse(id) => lost(Lost { id, by_client: true, on_server: true }),
                 Due::Injected(id) => lost(Lost { id, by_client: false, on_server: true }),
                 Due::Faked(id) => lost(Lost { id: Some(id), by_client: true, on_server: false }),
-                Due::Close | Due::Evicted | Due::CopyEnd => {}
+                Due::Answer | Due::Close | Due::Evicted | Due::CopyEnd => {}
             }
         }
     }

@@ -23,6 +23,9 @@ impl Session {
             return None;
         }
         let address = self.worker.pick(self.entry.client.endpoint, &self.reading).ok()?;
+        if self.reading.must_settle(address.node) {
+            return None;
+        }
         let pool = self.account.pool(&self.worker, &address);
         let server = pool.take(&self.wanted)?;
         if !Rc::ptr_eq(&server.applied, &self.wanted) {
@@ -38,9 +41,7 @@ impl Session {
             self.report(&server);
         }
         pool.lent.set(pool.lent.get() + 1);
-        if self.reading.home != Some(server.node()) {
-            self.settle_at(server.node());
-        }
+        self.stay_at(server.node());
         *self.entry.current.borrow_mut() = Some(server.cancel.clone());
         let (flow, since) = self.flow(&server);
         Lent { server, pool: Some(pool), flow, since }
@@ -56,9 +57,17 @@ impl Session {
         (flow, since)
     }
 
-    /// The session reads from this node from now on.
-    pub(super) fn settle_at(&mut self, node: NodeId) {
-        self.reading.home = Some(node);
+    /// The session is at this node from now on, and the node shows what the session must see.
+    pub(super) fn stay_at(&mut self, node: NodeId) {
+        // One that is excused has seen nothing there, and what follows it is not excused.
+        self.cleared = !std::mem::take(&mut self.reading.excused);
+        if !self.cleared {
+            return;
+        }
+        (self.reading.settled, self.reading.leaves) = (true, false);
+        if self.reading.home.replace(node) == Some(node) {
+            return;
+        }
         let homed = self.worker.homed(node);
         homed.set(homed.get() + 1);
         if let Some(left) = self.home.replace(homed) {
@@ -89,6 +98,7 @@ impl Session {
         }
         let patience = origin::patience(&self.worker, endpoint);
         let wait_max = Duration::from_millis(self.worker.shared.config.query_wait_timeout_ms);
+        self.reading.excused = self.asks_only_own();
         let got = reach(&self.worker, endpoint, &self.reading, patience, async |address| {
             let pool = self.account.pool(&self.worker, &address);
             let server = match pool.take(&self.wanted) {
@@ -97,8 +107,9 @@ impl Session {
             };
             self.restore(server, &pool).await.map(|server| (server, pool))
         });
-        let (server, pool) =
-            got.await.map_err(|unreached: Unreached| unreached.failure(endpoint))?;
+        let got = got.await;
+        self.reading.excused &= got.is_ok();
+        let (server, pool) = got.map_err(|unreached: Unreached| unreached.failure(endpoint))?;
         let waited = since.elapsed();
         add(&self.account.counters.wait_us, waited.as_micros() as u64);
         self.worker.traffic.waited(endpoint, waited);

@@ -14,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::account::Account;
+use super::begun::{self, Begun};
 use super::console::{self, Console};
 use super::entry::{self, Entry};
 use super::limits::Place;
@@ -102,14 +103,17 @@ struct Startup {
     parameters: Vec<(String, String)>,
     /// The protocol's options that it asked for.
     protocol_options: Vec<String>,
+    /// Settings of the router's own, which are not among the parameters.
+    begun: Begun,
 }
 
 impl Startup {
     fn new(minor: u16, parameters: Vec<(String, String)>) -> Self {
-        let (options, parameters): (Vec<_>, Vec<_>) =
+        let (options, mut parameters): (Vec<_>, Vec<_>) =
             parameters.into_iter().partition(|(name, _)| name.starts_with("_pq_."));
         let protocol_options = options.into_iter().map(|(name, _)| name).collect();
-        Self { minor, parameters, protocol_options }
+        let begun = begun::take(&mut parameters);
+        Self { minor, parameters, protocol_options, begun }
     }
 
     fn parameter(&self, name: &str) -> Option<&str> {
@@ -257,6 +261,8 @@ impl Arrival {
             Turned::new(Refused::NoNode, &failure)
         })?;
         let keys = self.authenticate(startup, user, role.as_ref()).await?;
+        begun::check(&startup.begun)
+            .map_err(|failure| Turned::new(Refused::Malformed, &failure))?;
         if database == console::DATABASE {
             let may_change = console::admit(&self.worker, user, role.as_ref())?;
             return Ok(Admitted::Operator { user: user.to_owned(), may_change, place });
@@ -414,8 +420,9 @@ impl Arrival {
             Admitted::Client(client) => {
                 let Client { account, origin, greeting, place } = *client;
                 entry.dedicated.set(origin.dedicated.is_some());
-                let session =
+                let mut session =
                     Session::new(worker, self.client, account, origin, entry, greeting, place);
+                session.begin_with(startup.begun.clone());
                 Welcome::Session(Box::new(session))
             }
             Admitted::Operator { may_change, place, .. } => Welcome::Console(Box::new(

@@ -113,6 +113,7 @@ pub(super) struct Metrics {
     connect_failures_all: Counter,
     pub(super) cancels: Counter,
     repeats: Counter,
+    not_shown: Counter,
 }
 
 impl Metrics {
@@ -127,6 +128,7 @@ impl Metrics {
             connect_failures_all: Counter::default(),
             cancels: Counter::default(),
             repeats: Counter::default(),
+            not_shown: Counter::default(),
         };
         registry.register(
             "synapsedb_router_sessions_opened",
@@ -158,7 +160,16 @@ impl Metrics {
             "Reads whose node was lost before it answered, run again on another",
             metrics.repeats.clone(),
         );
+        registry.register(
+            "synapsedb_router_not_shown",
+            "Transactions refused since no node showed in time what they must see",
+            metrics.not_shown.clone(),
+        );
         metrics
+    }
+
+    pub(super) fn not_shown(&self) {
+        self.not_shown.inc();
     }
 
     pub(super) fn repeated(&self) {

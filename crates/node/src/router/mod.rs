@@ -24,13 +24,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::Identity;
-use crate::{gossip, peers, raft, tls};
+use crate::{gossip, peers, raft, replication, tls};
 
 pub mod api;
 pub mod choose;
 pub mod stats;
 
 mod account;
+mod begun;
 mod breaker;
 mod by_statement;
 mod cancel;
@@ -42,6 +43,8 @@ mod ending;
 mod entry;
 mod expected;
 mod exposition;
+mod fresh;
+mod gate;
 mod lend;
 mod limits;
 mod listen;
@@ -50,21 +53,25 @@ mod loss;
 mod metrics;
 mod origin;
 mod own;
+mod own_statements;
 mod pid;
 mod pool;
 mod pooling;
 mod reach;
 mod repeat;
+mod report;
 mod roles;
 mod server;
 mod session;
 mod settings;
+mod sight;
 mod snapshot;
 mod socket;
 mod splice;
 mod startup;
 mod state;
 mod statements;
+mod survey;
 mod task;
 #[cfg(test)]
 mod testing;
@@ -111,6 +118,11 @@ pub struct Config {
     pub write_wait_ms: u64,
     /// Between two attempts while waiting.
     pub retry_ms: u64,
+    /// A node whose rows are older than this is not read from on the read endpoint while another's are not; 0 for no
+    /// bound. They are known to be old only to within `replication.probe_interval_ms`.
+    pub read_lag_max_ms: u64,
+    /// How long a member may take to say how far it is, when a session changes its node or reads what is global.
+    pub position_timeout_ms: u64,
     /// How long the sessions on an old primary may go on to finish their transaction; idle ones end at once.
     pub primary_change_grace_ms: u64,
     /// How long sessions may go on to finish their transaction when the agent stops; idle ones end at once.
@@ -170,6 +182,8 @@ impl Default for Config {
             read_wait_ms: 2_000,
             write_wait_ms: 10_000,
             retry_ms: 50,
+            read_lag_max_ms: 10_000,
+            position_timeout_ms: 1_000,
             primary_change_grace_ms: 200,
             drain_ms: 1_000,
             farewell_ms: 500,
@@ -266,6 +280,7 @@ struct Shared {
     dialer: dial::Dialer,
     local: Option<Local>,
     peers: Option<peers::Handle>,
+    replication: Option<replication::Handle>,
     metrics: metrics::Metrics,
     clients: Arc<Semaphore>,
     counted: limits::Counted,
@@ -361,6 +376,8 @@ pub struct World {
     pub local: Option<Local>,
     /// The way to the other agents.
     pub peers: Option<peers::Handle>,
+    /// Says how far the members are.
+    pub replication: Option<replication::Handle>,
     /// Answers clients that ask for TLS; without it they are told that there is none.
     pub tls: Option<TlsAcceptor>,
     /// The hash of the certificate that clients are shown (RFC 5929, tls-server-end-point).
@@ -378,8 +395,7 @@ impl World {
         config: &Config,
         identity: &Identity,
         raft: &raft::Handle,
-        gossip: &gossip::Handle,
-        peers: &peers::Handle,
+        (gossip, peers, replication): (&gossip::Handle, &peers::Handle, &replication::Handle),
         local: Local,
         tls: &tls::Handle,
     ) -> Result<Self> {
@@ -389,6 +405,7 @@ impl World {
             view: gossip.watch(),
             local: Some(local),
             peers: Some(peers.clone()),
+            replication: Some(replication.clone()),
             tls: Some(tls.client_acceptor(config.client_authority())?),
             end_point: tls.end_point(),
             authorities: tls.authorities(),
@@ -415,7 +432,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
     }
     let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
-    let World { own, state, view, local, peers, tls, end_point, authorities } = world;
+    let World { own, state, view, local, peers, replication, tls, end_point, authorities } = world;
     let shared = Arc::new(Shared {
         clients: places(config.clients_max),
         counted: limits::Counted::default(),
@@ -429,6 +446,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
         end_point,
         local,
         peers,
+        replication,
         metrics: metrics::Metrics::register(registry),
         mock_secret: rand::random(),
         workers,

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Endpoint;
 use super::choose::Why;
+use super::fresh::{self, Where};
 use super::pool::NoServer;
 use super::server::{Address, ConnectError};
 use super::startup::Failure;
@@ -43,7 +44,17 @@ pub(super) async fn reach<T>(
         if worker.shared.draining.is_cancelled() {
             return Err(Unreached::Nobody(Why::Draining));
         }
-        let unreached = match worker.pick(endpoint, reading) {
+        let picked = match worker.pick(endpoint, reading) {
+            Ok(address) if reading.must_settle(address.node) => {
+                let place = match endpoint {
+                    Endpoint::Read => Where::Rather(address),
+                    Endpoint::Write => Where::There(address),
+                };
+                fresh::find(worker, reading, place, deadline).await
+            }
+            picked => picked,
+        };
+        let unreached = match picked {
             Err(why) => Unreached::Nobody(why),
             Ok(address) => {
                 let node = address.node;
@@ -63,6 +74,9 @@ pub(super) async fn reach<T>(
             Unreached::Nobody(_) | Unreached::Busy { .. } => true,
         };
         if Instant::now() >= deadline || !passing {
+            if let Unreached::Nobody(Why::Stale(..) | Why::Unheard(_)) = &unreached {
+                worker.shared.metrics.not_shown();
+            }
             return Err(unreached);
         }
         let changed = async {
@@ -98,7 +112,7 @@ impl Unreached {
             ),
         };
         let sqlstate = match (self, endpoint) {
-            (Self::Nobody(Why::Stale(_)), _) => "SY002",
+            (Self::Nobody(Why::Stale(..) | Why::Unheard(_)), _) => "SY002",
             (Self::Connect(..), Endpoint::Read) => "08006",
             (Self::Nobody(_), _) | (Self::Connect(..), Endpoint::Write) => "57P03",
             (Self::Busy { .. }, _) => "53300",
@@ -108,7 +122,11 @@ impl Unreached {
                 "Raise router.pool_size or router.query_wait_timeout_ms, or end long transactions: `show clients` in \
                  database synapsedb_admin shows who holds a connection."
             }
-            (Self::Nobody(Why::Stale(_)), _) => {
+            (Self::Nobody(Why::Unheard(_)), _) => {
+                "Try again when the node answers (`synapsedb status`), or without its latest writes: `set \
+                 synapsedb.consistency = session`. A node that is gone for good is taken out by `synapsedb node part`."
+            }
+            (Self::Nobody(Why::Stale(..)), _) => {
                 "Try again in a moment. If the node that took the writes does not come back, they may be lost: `set \
                  synapsedb.consistency = eventual` reads without them."
             }

@@ -122,7 +122,7 @@ impl Session {
             self.prepared.remove(&name);
         }
         (self.passing, self.discarding, self.batch_open) = (0, 0, false);
-        self.reading.home = None;
+        self.reading.leaves = true;
         true
     }
 }

@@ -8,10 +8,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use synapsedb_pg::sql::statement;
+use synapsedb_pg::sql::statement::{self, Own};
 use synapsedb_pg::sql::traits::Flags;
 
 use super::account::{Account, add};
+use super::begun::Begun;
 use super::ending::{draining, killed};
 use super::entry::{Activity, End, Entry};
 use super::expected::StatementId;
@@ -30,7 +31,7 @@ use super::token::Reading;
 use super::traffic::Flow;
 use super::turn::Turn;
 use super::worker::Worker;
-use super::{Consistency, Endpoint, upstream};
+use super::{Endpoint, upstream};
 
 /// Settings of two-part names that are followed for one client.
 const CUSTOM_MAX: usize = 1_000;
@@ -53,6 +54,8 @@ pub(super) struct Session {
     /// Its unnamed statement, as the Parse message has it behind the name; empty if there is none.
     pub(super) unnamed: Vec<u8>,
     pub(super) unnamed_count: u64,
+    /// The unnamed statement is about a setting of the router's own.
+    pub(super) unnamed_own: Option<Own>,
     /// Names it has given to prepared statements since the last ReadyForQuery.
     pub(super) parsing: Vec<(Box<[u8]>, StatementId)>,
     /// Names that turned out not to be prepared, while an error may still tell of them.
@@ -89,6 +92,14 @@ pub(super) struct Session {
     pub(super) ending: bool,
     /// Where it may read.
     pub(super) reading: Reading,
+    /// The transaction at hand, or the next one, may begin on the connection that it has.
+    pub(super) cleared: bool,
+    /// What its startup packet has set of the router's own settings.
+    pub(super) begun: Begun,
+    /// It is told its token after each write.
+    pub(super) reports_token: bool,
+    /// A ReadyForQuery waits for the token.
+    pub(super) kept_ready: bool,
     /// Counts it at its home.
     pub(super) home: Option<Rc<Cell<u64>>>,
     /// The request at hand, while it may be repeated on another node.
@@ -149,6 +160,7 @@ impl Session {
             prepared: HashMap::new(),
             unnamed: Vec::new(),
             unnamed_count: 0,
+            unnamed_own: None,
             parsing: Vec::new(),
             unprepared: Vec::new(),
             used: Vec::new(),
@@ -167,6 +179,10 @@ impl Session {
             aborted: Aborted::No,
             ending: false,
             reading: Reading { consistency, ..Reading::default() },
+            cleared: false,
+            begun: Begun::new(),
+            reports_token: false,
+            kept_ready: false,
             home: None,
             repeat: Repeat::default(),
             moved: (0, 0),
@@ -255,6 +271,8 @@ impl Session {
     /// Waits for a request that needs a server, and answers those that need none.
     pub(super) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ended>> {
         self.entry.activity.set(Activity::Idle);
+        // Its server was lost before the token was known.
+        self.release_ready();
         match self.entry.told(cx) {
             Some(End::Draining) => {
                 return Poll::Ready(Some(Ended::telling(EndedBy::Draining, &draining())));
@@ -332,23 +350,6 @@ impl Session {
         }
     }
 
-    /// Whether what the session has written here must be known by its LSN: it may read elsewhere next.
-    pub(super) fn must_sample(&self) -> bool {
-        self.traits.has(Flags::WRITES)
-            && self.entry.client.endpoint == Endpoint::Read
-            && self.reading.consistency == Consistency::Session
-    }
-
-    /// Takes note of how far the node is, the session's own commit included.
-    async fn sample(&mut self, server: &mut Server) {
-        let rows = server.ask(include_str!("position.sql")).await;
-        let position = rows.ok().and_then(|rows| rows.first()?.first()?.clone());
-        if let Some(lsn) = position.and_then(|text| text.parse().ok()) {
-            self.reading.token.advance(server.node(), lsn);
-        }
-        self.traits.remove(Flags::WRITES);
-    }
-
     /// Looks at what the transaction may have left on the connection: settings go with the client, everything else
     /// keeps the connection with it.
     pub(super) async fn settle(&mut self, mut lent: Lent) -> Option<Lent> {
@@ -416,6 +417,7 @@ impl Session {
         add(&self.account.counters.cycles, 1);
         if status == b'I' {
             add(&self.account.counters.transactions, 1);
+            self.transaction_ended();
         }
     }
 

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
+use synapsedb_pg::sql::statement::Own;
 use synapsedb_pg::sql::traits::Flags;
 
 use super::expected::StatementId;
@@ -23,15 +24,26 @@ pub(super) struct Statement {
     pub(super) id: StatementId,
     /// Its name on the servers.
     pub(super) name: Box<[u8]>,
-    /// The Parse message's body behind the name: the text, its end, the parameter types.
+    /// The Parse message's body behind the name, as servers get it: the text, its end, the parameter types.
     pub(super) body: Rc<[u8]>,
+    /// It is about a setting of the router's own.
+    pub(super) own: Option<Own>,
     /// What the text may do ([`synapsedb_pg::sql::Traits`]).
     pub(super) traits: Flags,
     /// Its plan no longer fits the schema: whoever prepares the text again gets another statement.
     pub(super) stale: Cell<bool>,
 }
 
-/// The statements that are known.
+/// What is to be known of a new statement.
+#[derive(Default)]
+pub(super) struct Facts {
+    pub(super) traits: Flags,
+    pub(super) own: Option<Own>,
+    /// What servers get in place of the client's body.
+    pub(super) sent: Option<Vec<u8>>,
+}
+
+/// The statements that are known, by the bodies of the clients' Parse messages.
 #[derive(Debug, Default)]
 pub(super) struct Statements {
     known: RefCell<HashMap<Rc<[u8]>, Weak<Statement>>>,
@@ -43,8 +55,8 @@ pub(super) struct Statements {
 const SWEEP_MIN: usize = 256;
 
 impl Statements {
-    /// The statement of a Parse body (without the name); `traits` are those of its text, if it is new.
-    pub(super) fn intern(&self, body: &[u8], traits: impl FnOnce() -> Flags) -> Rc<Statement> {
+    /// The statement of a Parse body (without the name); `facts` are those of its text, if it is new.
+    pub(super) fn intern(&self, body: &[u8], facts: impl FnOnce() -> Facts) -> Rc<Statement> {
         let mut known = self.known.borrow_mut();
         let same = known.get(body).and_then(Weak::upgrade);
         if let Some(same) = same.filter(|same| !same.stale.get()) {
@@ -56,15 +68,17 @@ impl Statements {
         }
         let id = self.next.get() + 1;
         self.next.set(id);
-        let body: Rc<[u8]> = body.into();
+        let key: Rc<[u8]> = body.into();
+        let Facts { traits, own, sent } = facts();
         let statement = Rc::new(Statement {
             id,
             name: name(id),
-            body: Rc::clone(&body),
-            traits: traits(),
+            body: sent.map_or_else(|| Rc::clone(&key), Into::into),
+            own,
+            traits,
             stale: Cell::new(false),
         });
-        known.insert(body, Rc::downgrade(&statement));
+        known.insert(key, Rc::downgrade(&statement));
         statement
     }
 
@@ -81,23 +95,34 @@ mod tests {
     #[test]
     fn the_same_text_is_the_same_statement_until_it_is_stale() {
         let statements = Statements::default();
-        let first = statements.intern(b"select 1\0\0\0", || Flags::WRITES);
-        let again = statements.intern(b"select 1\0\0\0", Flags::default);
+        let writes = || Facts { traits: Flags::WRITES, ..Facts::default() };
+        let first = statements.intern(b"select 1\0\0\0", writes);
+        let again = statements.intern(b"select 1\0\0\0", Facts::default);
         assert!(Rc::ptr_eq(&first, &again));
         assert_eq!((again.traits, &*again.name), (Flags::WRITES, b"__synapsedb_1".as_slice()));
         first.stale.set(true);
-        let newer = statements.intern(b"select 1\0\0\0", Flags::default);
+        let newer = statements.intern(b"select 1\0\0\0", Facts::default);
         assert_eq!((newer.id, newer.traits), (2, Flags::default()));
+    }
+
+    #[test]
+    fn servers_may_get_another_text_than_the_clients() {
+        let statements = Statements::default();
+        let sent = || Facts { sent: Some(b"other".to_vec()), ..Facts::default() };
+        let first = statements.intern(b"text", sent);
+        assert_eq!(&*first.body, b"other");
+        assert!(Rc::ptr_eq(&first, &statements.intern(b"text", Facts::default)));
+        assert_eq!(&*statements.intern(b"other", Facts::default).body, b"other");
     }
 
     #[test]
     fn what_nobody_holds_is_forgotten() {
         let statements = Statements::default();
-        let held = statements.intern(b"held", Flags::default);
+        let held = statements.intern(b"held", Facts::default);
         for n in 0..10_000 {
-            statements.intern(format!("{n}").as_bytes(), Flags::default);
+            statements.intern(format!("{n}").as_bytes(), Facts::default);
         }
         assert!(statements.len() <= SWEEP_MIN + 1);
-        assert!(Rc::ptr_eq(&held, &statements.intern(b"held", Flags::default)));
+        assert!(Rc::ptr_eq(&held, &statements.intern(b"held", Facts::default)));
     }
 }

@@ -4,10 +4,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
-use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
-
-use crate::gossip::View;
 
 /// How consistent the reads of a session are (`synapsedb.consistency`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -15,24 +12,35 @@ use crate::gossip::View;
 pub enum Consistency {
     /// Each transaction reads from whichever node has the least to do, as far as that node is.
     Eventual,
-    /// A session sees what it has written, and stays on its node while that serves.
+    /// A session sees what it has written and what it has seen, and stays on its node while that serves.
     #[default]
     Session,
+    /// A transaction sees all that was acknowledged to anybody before it began.
+    Global,
 }
 
 impl Consistency {
+    const ALL: [Self; 3] = [Self::Eventual, Self::Session, Self::Global];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Eventual => "eventual",
             Self::Session => "session",
+            Self::Global => "global",
         }
     }
 
     /// As `SET synapsedb.consistency` has it.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        [Self::Eventual, Self::Session]
-            .into_iter()
-            .find(|one| text.eq_ignore_ascii_case(one.name()))
+        Self::ALL.into_iter().find(|one| text.eq_ignore_ascii_case(one.name()))
+    }
+
+    /// Whether a session keeps to its node.
+    pub(super) fn keeps_home(self) -> bool {
+        match self {
+            Self::Eventual => false,
+            Self::Session | Self::Global => true,
+        }
     }
 }
 
@@ -40,33 +48,39 @@ impl Consistency {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reading {
     pub(super) consistency: Consistency,
-    /// The node it reads from, and writes to on the read endpoint.
+    /// The node of its last transaction: what it has seen, it has seen there.
     pub(super) home: Option<NodeId>,
     /// What it must see: of each origin everything up to an LSN.
     pub(super) token: VersionVector,
+    /// Its home shows all of the token.
+    pub(super) settled: bool,
+    /// It goes elsewhere if it can: its home has just been lost.
+    pub(super) leaves: bool,
+    /// The transaction that begins reads nothing: it may begin anywhere, and shows nothing.
+    pub(super) excused: bool,
 }
 
 impl Reading {
-    /// Whether a node shows the session all that it must see, by what gossip tells of the nodes.
-    pub(super) fn may_read(&self, node: NodeId, view: &View) -> bool {
-        self.consistency == Consistency::Eventual
-            || self.token.iter().all(|(origin, lsn)| origin == node || has(node, origin, lsn, view))
+    /// Whether a transaction on the node must wait until it is known that the node shows what it must.
+    pub(super) fn must_settle(&self, node: NodeId) -> bool {
+        if self.excused {
+            return false;
+        }
+        match self.consistency {
+            Consistency::Eventual => false,
+            Consistency::Session if self.home == Some(node) => {
+                !self.settled && !self.token.is_empty()
+            }
+            Consistency::Session => self.home.is_some() || !self.token.is_empty(),
+            Consistency::Global => true,
+        }
     }
-}
 
-/// Whether `node` has applied all that `origin` had committed up to `lsn`.
-fn has(node: NodeId, origin: NodeId, lsn: Lsn, view: &View) -> bool {
-    let facts = |node| view.members.get(&node).and_then(|member| member.facts.as_ref());
-    let applied = facts(node).map_or(Lsn::ZERO, |facts| facts.applied.get(origin));
-    if applied >= lsn {
-        return true;
+    /// What it must see is more than before.
+    pub(super) fn must_see(&mut self, token: &VersionVector) {
+        self.token.merge(token);
+        self.settled = false;
     }
-    // The LSN may lie behind the last commit in front of it: then there is nothing more to wait for when the origin
-    // has read its WAL beyond it, and what it had published by then is applied.
-    facts(origin).is_some_and(|facts| {
-        let read = Lsn(facts.wal_lsn.0.saturating_sub(facts.unread_bytes));
-        read >= lsn && applied >= facts.published_lsn
-    })
 }
 
 /// A token as text: `1=0/16B3748,3=0/2000028`.
@@ -92,12 +106,8 @@ pub(super) fn from_text(text: &str) -> Option<VersionVector> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{Seen, node, view};
+    use super::super::testing::node;
     use super::*;
-
-    fn reading(text: &str) -> Reading {
-        Reading { token: from_text(text).unwrap(), ..Reading::default() }
-    }
 
     #[test]
     fn tokens_are_read_as_they_are_written() {
@@ -111,50 +121,31 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_read_from_when_it_has_what_the_token_names() {
-        let mut view = view(&[Seen::Ready, Seen::Ready]);
-        let wanted = reading("1=0/100");
-        assert!(wanted.may_read(node(1), &view), "the origin has what it has committed");
-        assert!(!wanted.may_read(node(2), &view));
-        let applied = |view: &mut View, lsn: u64| {
-            let facts = view.members.get_mut(&node(2)).unwrap().facts.as_mut().unwrap();
-            facts.applied.advance(node(1), Lsn(lsn));
-        };
-        applied(&mut view, 0xff);
-        assert!(!wanted.may_read(node(2), &view));
-        applied(&mut view, 0x100);
-        assert!(wanted.may_read(node(2), &view));
-        let eventual = Reading { consistency: Consistency::Eventual, ..reading("1=0/999") };
-        assert!(eventual.may_read(node(2), &view));
-    }
-
-    #[test]
-    fn what_lies_behind_the_last_commit_is_not_waited_for() {
-        let mut view = view(&[Seen::Ready, Seen::Ready]);
-        view.members
-            .get_mut(&node(2))
-            .unwrap()
-            .facts
-            .as_mut()
-            .unwrap()
-            .applied
-            .advance(node(1), Lsn(80));
-        let wanted = reading("1=0/64");
-        let origin = |view: &mut View, wal: u64, unread: u64, published: u64| {
-            let facts = view.members.get_mut(&node(1)).unwrap().facts.as_mut().unwrap();
-            (facts.wal_lsn, facts.unread_bytes, facts.published_lsn) =
-                (Lsn(wal), unread, Lsn(published));
-        };
-        for (wal, unread, published, expected) in [
-            (100, 0, 80, true),
-            (120, 20, 80, true),
-            // The origin has not read so far.
-            (100, 1, 80, false),
-            // Something that it has published is not applied.
-            (100, 0, 90, false),
+    fn only_a_node_that_is_known_to_show_enough_is_used_at_once() {
+        use Consistency::{Eventual, Global, Session};
+        let token = |text| from_text(text).unwrap();
+        for (consistency, home, text, settled, here, elsewhere) in [
+            // Nothing seen and nothing to see.
+            (Session, None, "", false, false, false),
+            (Session, Some(1), "", true, false, true),
+            (Session, Some(1), "", false, false, true),
+            (Session, Some(1), "2=0/9", true, false, true),
+            (Session, Some(1), "2=0/9", false, true, true),
+            (Session, None, "2=0/9", false, true, true),
+            (Eventual, Some(1), "2=0/9", false, false, false),
+            (Global, Some(1), "", true, true, true),
+            (Global, None, "", false, true, true),
         ] {
-            origin(&mut view, wal, unread, published);
-            assert_eq!(wanted.may_read(node(2), &view), expected, "{wal} {unread} {published}");
+            let home = home.map(node);
+            let token = token(text);
+            let reading = Reading { consistency, home, token, settled, ..Reading::default() };
+            let must = (reading.must_settle(node(1)), reading.must_settle(node(2)));
+            assert_eq!(must, (here, elsewhere), "{reading:?}");
+            let excused = Reading { excused: true, ..reading };
+            assert!(!excused.must_settle(node(1)) && !excused.must_settle(node(2)));
         }
+        let mut reading = Reading { settled: true, ..Reading::default() };
+        reading.must_see(&token("1=0/5"));
+        assert!(!reading.settled && reading.token == token("1=0/5"));
     }
 }

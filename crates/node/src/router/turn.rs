@@ -28,6 +28,8 @@ pub(super) enum Turn {
     ClientLost(EndedBy),
     /// The session is told to end, or to let go of its server, and something is under way.
     Told(End),
+    /// A transaction begins that must wait until the node shows what it must see.
+    Gate,
     Violation(Failure),
 }
 
@@ -70,7 +72,9 @@ impl Session {
 
     /// Whether the connection need not, or may not be needed to, stay with the client.
     pub(super) fn lets_go(&self) -> bool {
-        !self.keeps_server() || (self.origin.dedicated.is_none() && self.may_have_changed())
+        !self.keeps_server()
+            || self.kept_ready
+            || (self.origin.dedicated.is_none() && self.may_have_changed())
     }
 
     pub(super) fn may_have_changed(&self) -> bool {
@@ -106,6 +110,10 @@ impl Session {
         let worker = Rc::clone(&self.worker);
         let mut spliced = worker.spliced.borrow_mut();
         spliced.clear();
+        let gated = self.must_gate(server);
+        if gated && !self.is_quiet(server) {
+            return Ok(false);
+        }
         let fresh = std::mem::take(&mut self.fresh);
         if !fresh && (self.ending && self.is_between_requests(server)) {
             return Ok(false);
@@ -114,23 +122,23 @@ impl Session {
         let mut inbox = std::mem::take(&mut self.inbox);
         let mut read = 0;
         if !fresh {
-            match self.io.poll_take(cx, &mut scratch) {
-                Poll::Ready(Ok(0)) => return Err(Turn::ClientLost(EndedBy::Client)),
-                Poll::Ready(Ok(more)) => read = more,
-                Poll::Ready(Err(error)) => {
-                    tracing::debug!("a client was lost: {error}");
-                    return Err(Turn::ClientLost(EndedBy::ClientLost));
-                }
-                Poll::Pending => {
+            match self.poll_client(cx, &mut scratch)? {
+                Some(more) => read = more,
+                None => {
                     self.inbox = inbox;
                     return Ok(false);
                 }
             }
-            add(&self.account.counters.received, read as u64);
-            self.moved.0 += read as u64;
             if !inbox.is_empty() {
                 inbox.extend_from_slice(&scratch[..read]);
             }
+        }
+        if gated {
+            if inbox.is_empty() {
+                inbox.extend_from_slice(&scratch[..read]);
+            }
+            self.inbox = inbox;
+            return Err(Turn::Gate);
         }
         let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
         self.active = true;
@@ -155,6 +163,27 @@ impl Session {
             return Err(Turn::ClientLost(EndedBy::Client));
         }
         Ok(true)
+    }
+
+    /// Reads what the client has sent, and answers how much; `None` while there is nothing.
+    fn poll_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+    ) -> Result<Option<usize>, Turn> {
+        match self.io.poll_take(cx, scratch) {
+            Poll::Ready(Ok(0)) => Err(Turn::ClientLost(EndedBy::Client)),
+            Poll::Ready(Ok(read)) => {
+                add(&self.account.counters.received, read as u64);
+                self.moved.0 += read as u64;
+                Ok(Some(read))
+            }
+            Poll::Ready(Err(error)) => {
+                tracing::debug!("a client was lost: {error}");
+                Err(Turn::ClientLost(EndedBy::ClientLost))
+            }
+            Poll::Pending => Ok(None),
+        }
     }
 
     /// Whether the client is not in the middle of anything that a Sync must end.

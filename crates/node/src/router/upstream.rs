@@ -4,11 +4,11 @@
 use std::rc::Rc;
 
 use bytes::BufMut as _;
-use synapsedb_pg::quote;
-use synapsedb_pg::sql::statement::{self, Deallocate, Own};
+use synapsedb_pg::sql::statement::{self, Deallocate};
 use synapsedb_pg::sql::traits::{Flags, Traits};
 
 use super::account::add;
+use super::own_statements;
 use super::server::Server;
 use super::session::Session;
 use super::splice::Splice;
@@ -95,12 +95,12 @@ enum Step {
     Terminate,
 }
 
-struct Up<'a, 'b> {
-    session: &'b mut Session,
-    server: &'b mut Server,
-    data: &'a [u8],
-    splice: Splice<'a>,
-    at: usize,
+pub(super) struct Up<'a, 'b> {
+    pub(super) session: &'b mut Session,
+    pub(super) server: &'b mut Server,
+    pub(super) data: &'a [u8],
+    pub(super) splice: Splice<'a>,
+    pub(super) at: usize,
 }
 
 impl<'a> Up<'a, '_> {
@@ -178,40 +178,6 @@ impl<'a> Up<'a, '_> {
         Ok(self.pass(length))
     }
 
-    /// A statement about a setting that is the router's. SET and RESET go on, so that the server judges them as it
-    /// does all others; SHOW becomes a query that answers with our value.
-    fn own(&mut self, text: &[u8], length: usize) -> bool {
-        let (setting, value) = match statement::own(text) {
-            Some(Own::Show(setting)) => (setting, None),
-            Some(Own::Set(setting, value)) => (setting, Some(value)),
-            Some(Own::Reset(setting)) => (setting, Some(String::new())),
-            Some(Own::Refused(..)) | None => return false,
-        };
-        let column = quote::ident(setting.name());
-        let sql = match value {
-            None => {
-                let shown = self.session.shown(setting, self.server);
-                format!("SELECT {shown} AS {column}\0")
-            }
-            Some(value) => match self.session.set_own(setting, &value) {
-                Ok(()) => return false,
-                // An error of the server's, with our text.
-                Err(why) => format!(
-                    "DO $synapsedb$ BEGIN RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = {}; END $synapsedb$\0",
-                    quote::literal(&why)
-                ),
-            },
-        };
-        self.splice.drop(self.at, self.at + HEADER_BYTES + length);
-        put_message(self.splice.output(), b'Q', &[sql.as_bytes()]);
-        self.at += HEADER_BYTES + length;
-        self.session.unnamed.clear();
-        self.server.unnamed = None;
-        self.session.batch_open = false;
-        self.server.expected.query();
-        true
-    }
-
     /// `DEALLOCATE name` of a statement that the client prepared by Parse, which the server knows by another name.
     fn deallocate(&mut self, text: &[u8], length: usize) -> bool {
         let Some(Deallocate::Name(name)) = statement::deallocate(text) else { return false };
@@ -247,13 +213,17 @@ impl<'a> Up<'a, '_> {
             self.session.note_text(text, seen);
             self.session.unnamed.clear();
             self.session.unnamed.extend_from_slice(rest);
+            self.session.unnamed_own = None;
             self.session.unnamed_count += 1;
+            if seen.has(Flags::OWN) && self.parse_own_unnamed(text, length) {
+                return Ok(Step::Next);
+            }
             self.server.unnamed =
                 Some((u64::from(self.session.entry.client.pid), self.session.unnamed_count));
             self.server.expected.parse(None);
             return Ok(self.pass(length));
         }
-        let statement = self.session.worker.statements.intern(rest, || Traits::of(text).flags);
+        let statement = self.session.worker.statements.intern(rest, || own_statements::facts(text));
         self.session.note_text(text, statement.traits);
         let whole = HEADER_BYTES + length;
         self.splice.drop(self.at, self.at + whole);
@@ -307,6 +277,12 @@ impl<'a> Up<'a, '_> {
         };
         add(&self.session.account.counters.binds, 1);
         if name.is_empty() {
+            if let Some(own) = self.session.own_unnamed()
+                && let Some(sql) = self.session.own_sql(&own, self.server)
+            {
+                self.bind_own(portal, &sql, length, there.len() - rest.len());
+                return Ok(Step::Next);
+            }
             self.ensure_unnamed();
             return Ok(self.pass(length));
         }
@@ -314,9 +290,15 @@ impl<'a> Up<'a, '_> {
             self.refuse_our_names(name)?;
             return Ok(self.pass(length));
         };
-        self.ensure(&statement);
         self.session.traits = self.session.traits.with(statement.traits);
         let values = there.len() - rest.len();
+        if let Some(own) = &statement.own
+            && let Some(sql) = self.session.own_sql(own, self.server)
+        {
+            self.bind_own(portal, &sql, length, values);
+            return Ok(Step::Next);
+        }
+        self.ensure(&statement);
         let new_length = length - name.len() + statement.name.len();
         self.splice.drop(self.at, begin + values);
         let out = self.splice.output();

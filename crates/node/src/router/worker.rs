@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use synapsedb_core::ids::NodeId;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::account::Account;
 use super::breaker::{Breakers, Passage};
-use super::choose::{Choice, Why, choose};
+use super::choose::{Choice, Why, behind, choose};
 use super::console::holds::{self, Holds, Order};
 use super::entry::{End, Entry};
 use super::metrics::Refused;
@@ -26,9 +26,10 @@ use super::roles::Roles;
 use super::server::{self, Address, ConnectError};
 use super::settings::Interner;
 use super::statements::Statements;
-use super::token::{self, Consistency, Reading};
+use super::survey::Surveys;
+use super::token::Reading;
 use super::traffic::Traffic;
-use super::{Endpoint, Shared, Snapshot, login, warm};
+use super::{Endpoint, Shared, Snapshot, fresh, login, warm};
 
 /// After a failed accept (no file descriptor left, mostly): a rest instead of a spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
@@ -74,6 +75,9 @@ pub(super) struct Worker {
     lent: RefCell<HashMap<NodeId, Rc<Cell<u64>>>>,
     homed: RefCell<HashMap<NodeId, Rc<Cell<u64>>>>,
     breakers: RefCell<Breakers>,
+    pub(super) surveys: Surveys,
+    /// For sessions that wait at other nodes.
+    pub(super) waits: Semaphore,
     next_session: Cell<u32>,
 }
 
@@ -85,6 +89,8 @@ struct Routes {
 
 struct Reader {
     address: Rc<Address>,
+    /// It is too far behind, by so many milliseconds, and another is not.
+    behind_ms: Option<u64>,
     lent: Rc<Cell<u64>>,
     homed: Rc<Cell<u64>>,
 }
@@ -109,6 +115,8 @@ impl Worker {
             lent: RefCell::default(),
             homed: RefCell::default(),
             breakers: RefCell::default(),
+            surveys: Surveys::default(),
+            waits: Semaphore::new(fresh::WAITS_MAX),
             next_session: Cell::new(0),
         });
         worker.reroute();
@@ -175,23 +183,49 @@ impl Worker {
             Endpoint::Read => routes.readers.as_ref().map_err(Why::clone)?,
         };
         let now = Instant::now();
-        let passage = |reader: &Reader| self.breakers.borrow().passage(reader.address.node, now);
-        if reading.consistency == Consistency::Session
-            && let Some(home) =
-                readers.iter().find(|reader| Some(reader.address.node) == reading.home)
-            && passage(home) == Passage::Closed
+        let is_home = |reader: &Reader| Some(reader.address.node) == reading.home;
+        if reading.consistency.keeps_home()
+            && !reading.leaves
+            && let Some(home) = readers.iter().find(|reader| is_home(reader))
+            && home.behind_ms.is_none()
+            && self.passage(home, now) == Passage::Closed
         {
             return Ok(Rc::clone(&home.address));
         }
-        let view = self.shared.view.borrow();
-        let fresh = |reader: &&Reader| reading.may_read(reader.address.node, &view);
-        let rank = |reader: &&Reader| (passage(reader), reader.lent.get(), reader.homed.get());
-        let best = readers.iter().filter(fresh).min_by_key(rank);
-        let best = best.ok_or_else(|| Why::Stale(token::to_text(&reading.token)))?;
-        if passage(best) == Passage::HalfOpen {
+        let rank = |reader: &&Reader| {
+            let left = reading.leaves && is_home(reader);
+            let behind = reader.behind_ms.is_some();
+            (self.passage(reader, now), behind, left, reader.lent.get(), reader.homed.get())
+        };
+        let best = readers.iter().min_by_key(rank).ok_or(Why::NobodyReady(Vec::new()))?;
+        if self.passage(best, now) == Passage::HalfOpen {
             self.breakers.borrow_mut().tried(best.address.node, now, self.rest());
         }
         Ok(Rc::clone(&best.address))
+    }
+
+    /// The nodes that are not read from since they are too far behind, each with by how many milliseconds.
+    pub(super) fn behind(&self) -> Vec<(NodeId, u64)> {
+        let routes = self.routes.borrow();
+        let readers = routes.readers.as_deref().unwrap_or_default();
+        readers.iter().filter_map(|reader| Some((reader.address.node, reader.behind_ms?))).collect()
+    }
+
+    /// The other nodes that may be read from and whose breaker is closed, the one with the least to do first.
+    pub(super) fn readers_but(&self, node: NodeId) -> Vec<Rc<Address>> {
+        let (routes, now) = (self.routes.borrow(), Instant::now());
+        let Ok(readers) = &routes.readers else { return Vec::new() };
+        let mut others: Vec<_> =
+            readers.iter().filter(|reader| reader.address.node != node).collect();
+        others.retain(|reader| {
+            reader.behind_ms.is_none() && self.passage(reader, now) == Passage::Closed
+        });
+        others.sort_by_key(|reader| (reader.lent.get(), reader.homed.get()));
+        others.into_iter().map(|reader| Rc::clone(&reader.address)).collect()
+    }
+
+    fn passage(&self, reader: &Reader, now: Instant) -> Passage {
+        self.breakers.borrow().passage(reader.address.node, now)
     }
 
     /// The number of this worker's sessions whose home a node is.
@@ -259,8 +293,11 @@ impl Worker {
         };
         let primary = targets(Endpoint::Write).map(|targets| address(&targets[0]));
         let readers = targets(Endpoint::Read).map(|targets| {
+            let behind = behind(&targets, &view, shared.config.read_lag_max_ms);
+            let behind_ms = |node| behind.iter().find(|(one, _)| *one == node).map(|(_, ms)| *ms);
             let reader = |target: &super::choose::Target| Reader {
                 address: address(target),
+                behind_ms: behind_ms(target.node),
                 lent: self.lent(target.node),
                 homed: self.homed(target.node),
             };

@@ -33,6 +33,7 @@ mod router_transparency;
 mod rows;
 mod runs;
 mod sequences;
+mod stale_reads;
 mod tls;
 mod values;
 mod verify;

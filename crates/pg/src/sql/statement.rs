@@ -18,14 +18,18 @@ pub enum OwnSetting {
     LastRoute,
     /// `synapsedb.route`
     Route,
+    /// `synapsedb.report_token`
+    ReportToken,
 }
 
 impl OwnSetting {
-    const ALL: [(&str, Self); 4] = [
+    /// All of them, by their names without the class.
+    pub const ALL: [(&str, Self); 5] = [
         ("consistency", Self::Consistency),
         ("token", Self::Token),
         ("last_route", Self::LastRoute),
         ("route", Self::Route),
+        ("report_token", Self::ReportToken),
     ];
 
     /// Its name with its class.
@@ -35,6 +39,7 @@ impl OwnSetting {
             Self::Token => "synapsedb.token",
             Self::LastRoute => "synapsedb.last_route",
             Self::Route => "synapsedb.route",
+            Self::ReportToken => "synapsedb.report_token",
         }
     }
 }

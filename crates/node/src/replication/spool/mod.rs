@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -221,9 +222,16 @@ struct Shared {
     /// By number, without gaps, never empty.
     segments: Mutex<BTreeMap<u64, Arc<Segment>>>,
     tail: watch::Receiver<Lsn>,
+    /// Where the last transaction that is shown ends in its origin's WAL.
+    tail_end: AtomicU64,
 }
 
 impl Shared {
+    /// To be told behind the tail itself: whoever reads the end first has what ends there.
+    fn tail_ends(&self, end_lsn: Lsn) {
+        self.tail_end.store(end_lsn.0, Ordering::Release);
+    }
+
     fn segments(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Segment>>> {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -313,6 +321,11 @@ impl Spool {
     /// Follows the commit LSN of the last complete transaction.
     pub fn tail_watch(&self) -> watch::Receiver<Lsn> {
         self.shared.tail.clone()
+    }
+
+    /// Everything that its origin has committed before this is in the spool and shown.
+    pub fn tail_end(&self) -> Lsn {
+        Lsn(self.shared.tail_end.load(Ordering::Acquire))
     }
 
     /// Deletes from the oldest on while `delete(bytes of all, successor)` says so.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
@@ -55,6 +56,7 @@ pub fn open(dir: &Path, id: SpoolId, config: Config) -> Result<(Writer, Spool), 
         config,
         segments: Mutex::new(segments),
         tail: receiver,
+        tail_end: AtomicU64::new(tail.end_lsn.0),
     });
     let writer =
         Writer::new(shared.clone(), segment, last.file, tail, sender, Arc::new(durable), lock);

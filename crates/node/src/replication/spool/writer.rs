@@ -165,6 +165,7 @@ impl Writer {
         self.segment.note(self.tail.commit_lsn, self.complete_end);
         self.shown.clone_from(&self.tail);
         self.sender.send_replace(self.tail.commit_lsn);
+        self.shared.tail_ends(self.tail.end_lsn);
         Ok(())
     }
 
@@ -224,6 +225,7 @@ impl Writer {
         }
         self.shown.clone_from(&self.tail);
         self.sender.send_replace(tail.commit_lsn);
+        self.shared.tail_ends(tail.end_lsn);
         let emptied = super::Spool { shared: self.shared.clone() };
         emptied.trim(tail.commit_lsn).map(|_| ())
     }

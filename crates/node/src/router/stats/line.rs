@@ -159,16 +159,23 @@ impl Line {
         line.put("dresp", 0);
         line.put("econ", failed);
         line.put("eresp", 0);
-        line.put("status", if seen.unfit.is_none() { "UP" } else { "DOWN" });
+        // As HAProxy says it of a server that lives and is given nothing.
+        let status = match (seen.unfit, seen.behind_ms) {
+            (Some(_), _) => "DOWN",
+            (None, Some(_)) => "NOLB",
+            (None, None) => "UP",
+        };
+        line.put("status", status);
         line.put("weight", 1);
         line.put("act", u8::from(!seen.backup));
         line.put("bck", u8::from(seen.backup));
         line.put("sid", seen.node);
         line.put("addr", &seen.address);
-        let why = match (seen.unfit, seen.backup) {
-            (Some(unfit), _) => unfit.to_string(),
-            (None, true) => "not the primary".to_owned(),
-            (None, false) => "takes sessions".to_owned(),
+        let why = match (seen.unfit, seen.behind_ms, seen.backup) {
+            (Some(unfit), _, _) => unfit.to_string(),
+            (None, Some(ms), _) => format!("is {ms} ms behind and not read from"),
+            (None, None, true) => "not the primary".to_owned(),
+            (None, None, false) => "takes sessions".to_owned(),
         };
         line.put("check_desc", why);
         line

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
 use utoipa::OpenApi;
 
-use super::choose::{self, Unfit};
+use super::choose::{self, Choice, Unfit};
 use super::entry::Activity;
 use super::traffic::FlowCounts;
 use super::{Endpoint, Handle, Shared};
@@ -148,6 +148,8 @@ struct Seen {
     node: NodeId,
     address: String,
     unfit: Option<Unfit>,
+    /// It is not read from since it is too far behind, by so many milliseconds.
+    behind_ms: Option<u64>,
     /// It does not serve now and would if the others could not: at the write endpoint all but the primary.
     backup: bool,
 }
@@ -155,10 +157,17 @@ struct Seen {
 fn seen(shared: &Shared, endpoint: Endpoint) -> Vec<Seen> {
     let state = Arc::clone(&shared.state.borrow());
     let view = Arc::clone(&shared.view.borrow());
+    let behind = match (endpoint, choose::choose(endpoint, &state, &view, shared.own)) {
+        (Endpoint::Read, Choice::Try(targets)) => {
+            choose::behind(&targets, &view, shared.config.read_lag_max_ms)
+        }
+        (Endpoint::Read, Choice::Nobody(_)) | (Endpoint::Write, _) => Vec::new(),
+    };
     let of = |(&node, member): (&NodeId, &synapsedb_core::state::Member)| Seen {
         node,
         address: member.addresses.postgres.clone(),
         unfit: choose::unfit(node, &state, &view, shared.own),
+        behind_ms: behind.iter().find(|(one, _)| *one == node).map(|(_, ms)| *ms),
         backup: endpoint == Endpoint::Write && state.primary != Some(node),
     };
     state.members.iter().map(of).collect()

@@ -280,3 +280,64 @@ async fn a_stopping_agent_ends_its_sessions() {
     .await;
     assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_leave_a_node_that_is_too_far_behind() {
+    let servers = [Server::start(), Server::start()];
+    let addresses = servers.each_ref().map(Server::address);
+    let running = start(config(), &addresses, Some(1));
+    let client = running.connect(Endpoint::Read).await;
+    assert_eq!(server_port(&client).await, servers[0].port);
+    let lag = |lags: [u64; 2]| {
+        let mut view = view(&[Seen::Ready, Seen::Ready]);
+        for (member, lag_ms) in view.members.values_mut().zip(lags) {
+            member.facts.as_mut().unwrap().lag_ms = lag_ms;
+        }
+        running.view.send_replace(Arc::new(view));
+    };
+    let route = async || {
+        let rows = client.simple_query("show synapsedb.last_route").await.unwrap();
+        let row = rows.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        row.unwrap().to_owned()
+    };
+    lag([10_001, 9_999]);
+    within("the session leaves node 1", Duration::from_secs(5), async {
+        while server_port(&client).await != servers[1].port {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let told = route().await;
+    assert!(told.starts_with("node 2: ") && told.contains("node 1 is 10001 ms behind"), "{told}");
+    // The write endpoint is not concerned, and if all are so far behind, all are read from.
+    assert_eq!(server_port(&running.connect(Endpoint::Write).await).await, servers[0].port);
+    lag([20_000, 30_000]);
+    within("nobody is named", Duration::from_secs(5), async {
+        while route().await.contains("behind") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(server_port(&client).await, servers[1].port, "it stays where it is");
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_global_read_names_who_says_nothing() {
+    let server = Server::start();
+    let running = start(config(), &[server.address()], Some(1));
+    for endpoint in [Endpoint::Read, Endpoint::Write] {
+        let client = running.connect(endpoint).await;
+        client.batch_execute("set synapsedb.consistency = global").await.unwrap();
+        // This router has no replication that could say how far its node is.
+        let refused = client.batch_execute("select 1").await.unwrap_err();
+        assert_eq!(code(&refused).map(SqlState::code), Some("SY002"), "{refused:?}");
+        let message = refused.as_db_error().unwrap().message();
+        assert!(message.contains("node 1"), "{message}");
+        assert!(running.metrics().contains("synapsedb_router_not_shown_total"));
+    }
+    running.end().await;
+}

@@ -167,6 +167,11 @@ class Jdbc {
     static void settings(Connection connection) throws Exception {
         connection.setSchema("elsewhere");
         run(connection, "set timezone = 'Asia/Tokyo'");
+        for (String level : new String[] {"eventual", "global", "session"}) {
+            run(connection, "set synapsedb.consistency = " + level);
+            same(value(connection, "show synapsedb.consistency"), level);
+        }
+        run(connection, "set synapsedb.token = '" + value(connection, "show synapsedb.token") + "'");
         connection.setReadOnly(true);
         for (int n = 0; n < 10; n++) {
             same(value(connection, "show search_path"), "elsewhere");

@@ -73,6 +73,12 @@ async def password(_conn):
 async def settings(conn):
     await conn.execute("set search_path = elsewhere, public")
     await conn.execute("set timezone = 'Asia/Tokyo'")
+    for level in ("eventual", "global", "session"):
+        await conn.execute(f"set synapsedb.consistency = {level}")
+        assert await conn.fetchval("show synapsedb.consistency") == level
+    token = await conn.fetchval("show synapsedb.token")
+    await conn.fetch(f"set synapsedb.token = '{token}'")
+    assert "node 1" in await conn.fetchval("show synapsedb.last_route")
     for _ in range(10):
         assert await conn.fetchval("show search_path") == "elsewhere, public"
         assert await conn.fetchval("show timezone") == "Asia/Tokyo"

@@ -99,6 +99,19 @@ def settings(conn):
         assert conn.execute("show timezone").fetchone() == ("Asia/Tokyo",)
     assert conn.info.parameter_status("TimeZone") == "Asia/Tokyo"
     conn.execute("reset search_path")
+    conn.execute("set synapsedb.report_token = on", prepare=True)
+    conn.execute("insert into items values (%s, %s)", (77, "told"))
+    conn.execute("delete from items where id = %s", (77,))
+    token = conn.info.parameter_status("synapsedb.token")
+    assert token.startswith("1="), token
+    conn.execute("set synapsedb.report_token = off")
+    for _ in range(3):
+        conn.execute("set synapsedb.consistency = global", prepare=True)
+        assert conn.execute("show synapsedb.consistency", prepare=True).fetchone() == ("global",)
+        assert conn.execute("select count(*) from items").fetchone()[0] >= 1
+        conn.execute("reset synapsedb.consistency", prepare=True)
+    with connect(options="-c synapsedb.token=" + token) as other:
+        assert other.execute("show synapsedb.token", prepare=True).fetchone()[0].startswith("1=")
     with connect(options="-c search_path=from_options", application_name="from startup") as other:
         assert other.execute("show search_path").fetchone() == ("from_options",)
         assert other.execute("show application_name").fetchone() == ("from startup",)

@@ -3,6 +3,7 @@
 
 mod catalog;
 mod login;
+mod own;
 mod protocol;
 mod script;
 mod sessions;

@@ -49,6 +49,15 @@ impl Step {
         self.expected = expected.iter().map(|line| (*line).to_owned()).collect();
         self
     }
+
+    /// What a connection answers to it.
+    pub async fn on(&self, wire: &mut Wire) -> Vec<String> {
+        wire.send(&self.bytes).await;
+        match self.ends {
+            Ends::Ready(count) => wire.answer(count).await,
+            Ends::Tag(tag) => wire.until(tag).await,
+        }
+    }
 }
 
 /// A simple query.
