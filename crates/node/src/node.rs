@@ -163,7 +163,8 @@ fn start_services(
 
     // Where applications connect.
     let (peers, local) = ways;
-    let world = router::World::new(&config.router, &identity, &raft, &gossip, &peers, local, &tls)?;
+    let ways = (&peers, &replication);
+    let world = router::World::new(&config.router, &identity, &raft, &gossip, ways, local, &tls)?;
     let (router, task) = router::new(config.router, world, &mut registry)?;
     tasks.spawn("router", |stop| task.run(stop));
 

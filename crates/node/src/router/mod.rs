@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::Identity;
-use crate::{gossip, peers, raft, tls};
+use crate::{gossip, peers, raft, replication, tls};
 
 pub mod api;
 pub mod choose;
@@ -49,6 +49,7 @@ mod login;
 mod loss;
 mod metrics;
 mod origin;
+mod outcome;
 mod own;
 mod pid;
 mod pool;
@@ -140,6 +141,11 @@ pub struct Config {
     pub prepared_statements_max: usize,
     /// The longest statement that is looked at as a whole and can be prepared by name, in bytes.
     pub query_bytes_max: usize,
+    /// Whether transactions that have written carry a marker, by which a COMMIT whose server connection was lost can be
+    /// told from one that did not take effect.
+    pub resolve_commits: bool,
+    /// How long a client whose COMMIT was lost waits for that at most.
+    pub resolve_wait_ms: u64,
     /// How late a login with a wrong password is answered.
     pub failed_login_delay_ms: u64,
     /// Whether server connections by TCP are encrypted: `off`, `prefer`, `require` or `verify-full`.
@@ -184,6 +190,8 @@ impl Default for Config {
             server_lifetime_ms: 3_600_000,
             prepared_statements_max: 200,
             query_bytes_max: 1024 * 1024,
+            resolve_commits: true,
+            resolve_wait_ms: 5_000,
             failed_login_delay_ms: 500,
             server_tls: ServerTls::Prefer,
             server_tls_ca_file: PathBuf::new(),
@@ -266,6 +274,7 @@ struct Shared {
     dialer: dial::Dialer,
     local: Option<Local>,
     peers: Option<peers::Handle>,
+    replication: Option<replication::Handle>,
     metrics: metrics::Metrics,
     clients: Arc<Semaphore>,
     counted: limits::Counted,
@@ -361,6 +370,8 @@ pub struct World {
     pub local: Option<Local>,
     /// The way to the other agents.
     pub peers: Option<peers::Handle>,
+    /// Knows what became of transactions.
+    pub replication: Option<replication::Handle>,
     /// Answers clients that ask for TLS; without it they are told that there is none.
     pub tls: Option<TlsAcceptor>,
     /// The hash of the certificate that clients are shown (RFC 5929, tls-server-end-point).
@@ -379,7 +390,7 @@ impl World {
         identity: &Identity,
         raft: &raft::Handle,
         gossip: &gossip::Handle,
-        peers: &peers::Handle,
+        ways: (&peers::Handle, &replication::Handle),
         local: Local,
         tls: &tls::Handle,
     ) -> Result<Self> {
@@ -388,7 +399,8 @@ impl World {
             state: raft.watch(),
             view: gossip.watch(),
             local: Some(local),
-            peers: Some(peers.clone()),
+            peers: Some(ways.0.clone()),
+            replication: Some(ways.1.clone()),
             tls: Some(tls.client_acceptor(config.client_authority())?),
             end_point: tls.end_point(),
             authorities: tls.authorities(),
@@ -415,7 +427,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
     }
     let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
-    let World { own, state, view, local, peers, tls, end_point, authorities } = world;
+    let World { own, state, view, local, peers, replication, tls, end_point, authorities } = world;
     let shared = Arc::new(Shared {
         clients: places(config.clients_max),
         counted: limits::Counted::default(),
@@ -429,6 +441,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
         end_point,
         local,
         peers,
+        replication,
         metrics: metrics::Metrics::register(registry),
         mock_secret: rand::random(),
         workers,

@@ -74,6 +74,7 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         view: watch_view,
         local: Some(Local { control, socket: None, reserved: None, admin: None }),
         peers: None,
+        replication: None,
         tls: Some(tls),
         end_point,
         authorities: Arc::new(RootCertStore::empty()),

@@ -3,9 +3,10 @@
 
 mod catalog;
 mod login;
+mod markers;
 mod protocol;
 mod script;
 mod sessions;
 mod state;
 mod statements;
-mod wire;
+pub mod wire;
