@@ -8,7 +8,7 @@
 //! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`], [`durability`] |
 //! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
 //! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`] |
-//! | | | [`failover`], [`guard`], [`source`], [`verify`] |
+//! | | | [`failover`], [`guard`], [`outcome`], [`source`], [`verify`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
 //! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`], and what is
@@ -24,6 +24,7 @@ pub mod guard;
 pub mod history;
 pub mod ids;
 pub mod lsn;
+pub mod outcome;
 pub mod policy;
 pub mod rewrite;
 pub mod sequence;

@@ -40,6 +40,7 @@ pub(super) fn ranges(config: &AgentConfig, document: &Document<'_>, problems: &m
     check.members(config);
     check.postgres(&config.postgres);
     check.apply_limits(&config.replication);
+    check.outcomes(config);
     check.durability(&config.replication.durability);
     check.router(config);
 }
@@ -104,6 +105,14 @@ impl Check<'_, '_> {
             self.refuse("replication.row_timeout_ms", text.clone());
             self.refuse("replication.lock_timeout_ms", text);
         }
+    }
+
+    /// An interrupted commit is asked for as long as it may be remembered.
+    fn outcomes(&mut self, config: &AgentConfig) {
+        let (max, keep_ms) = (config.replication.outcomes_max, config.replication.outcomes_keep_ms);
+        self.within("replication.outcomes_max", max as u64, 1_000, 10_000_000);
+        self.within("replication.outcomes_keep_ms", keep_ms, 90_000, 3_600_000);
+        self.within("router.resolve_wait_ms", config.router.resolve_wait_ms, 0, 60_000);
     }
 
     fn durability(&mut self, config: &durability::Config) {

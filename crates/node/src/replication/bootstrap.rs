@@ -56,6 +56,7 @@ pub(crate) async fn prepare(shared: &Shared) -> Result<()> {
              set it back to {laid_out}; nothing was changed"
         );
     }
+    shared.outcomes.look_whether_allowed(&client).await?;
     client
         .query(include_str!("sql/adopt_existing.sql"), &[])
         .await

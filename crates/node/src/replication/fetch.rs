@@ -11,6 +11,7 @@ use synapsedb_core::backoff::Backoff;
 use synapsedb_core::durability::Class;
 use synapsedb_core::ids::{Incarnation, NodeId};
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::outcome::{Id, Promise};
 use synapsedb_core::source::{self, Candidate};
 use synapsedb_core::version::VersionVector;
 use synapsedb_pg::pgoutput;
@@ -21,7 +22,7 @@ use super::durability::Ack;
 use super::publish::{Syncing, TICK, synced};
 use super::serve::{self, Answer, Request};
 use super::spool::{Frame, SpoolError, Tail, Writer};
-use super::{Shared, retry};
+use super::{Shared, outcome, retry};
 use crate::gossip::MemberState;
 use crate::peers::PeerStream;
 use crate::tasks::Shutdown;
@@ -192,6 +193,7 @@ async fn receive(
     let mut syncing: Option<Syncing> = Some(Box::pin(writer.sync()));
     let sync_interval = Duration::from_millis(shared.config.sync_interval_ms);
     let (mut dirty, mut synced_at) = (false, Instant::now());
+    let mut marks = Vec::new();
     loop {
         tokio::select! {
             read = stream.io.read_buf(&mut buffer) => {
@@ -199,7 +201,7 @@ async fn receive(
                     bail!("node {source} closed the stream");
                 }
                 silent_since = Instant::now();
-                let taken = append(shared, writer, &mut buffer, origin)?;
+                let taken = append(shared, writer, &mut buffer, &mut marks, origin)?;
                 dirty |= taken.frames;
                 answers.hurried(taken.hurry);
             }
@@ -288,6 +290,7 @@ fn append(
     shared: &Shared,
     writer: &mut Writer,
     buffer: &mut BytesMut,
+    marks: &mut Vec<(Id, Promise)>,
     origin: NodeId,
 ) -> Result<Taken> {
     let refused = || format!("append a frame of node {origin} to the spool");
@@ -316,7 +319,17 @@ fn append(
         }
         let frame = buffer.split_to(4 + rest).freeze();
         shared.metrics.fetched_bytes.inc_by(frame.len() as u64);
-        writer.append_frame(&frame, readable).with_context(refused)?;
+        let check = |frame: &Frame| {
+            readable(frame)?;
+            if frame.is_first() {
+                marks.clear();
+            }
+            outcome::collect(frame, marks);
+            Ok(())
+        };
+        if let Some(lsn) = writer.append_frame(&frame, check).with_context(refused)? {
+            shared.outcomes.note(lsn, marks);
+        }
         taken.frames = true;
     }
     writer.show().with_context(refused)?;

@@ -19,6 +19,7 @@ mod guard;
 mod keys;
 mod lag;
 mod metrics;
+pub(crate) mod outcome;
 mod part;
 pub mod position;
 mod probe;
@@ -105,6 +106,10 @@ pub struct Config {
     /// Sequences step by this many times their increment, so that the nodes' values never meet. At least the number
     /// of nodes; it cannot be changed later.
     pub sequence_stride: u16,
+    /// Interrupted commits of routers are looked up among so many transactions that committed last.
+    pub outcomes_max: usize,
+    /// How long each of them is remembered.
+    pub outcomes_keep_ms: u64,
     /// The limits of comparing the nodes.
     pub verify: verify::Config,
 }
@@ -132,6 +137,8 @@ impl Default for Config {
             retry_min_ms: 50,
             retry_max_ms: 2000,
             sequence_stride: NodeId::MAX,
+            outcomes_max: 131_072,
+            outcomes_keep_ms: 120_000,
             verify: verify::Config::default(),
         }
     }
@@ -155,6 +162,7 @@ pub(crate) struct Shared {
     pub(crate) own_commits: visible::OwnCommits,
     pub(crate) spools: spools::Spools,
     pub(crate) recent: recent::Recent,
+    pub(crate) outcomes: outcome::Outcomes,
     pub(crate) rewrites: rewrites::Rewrites,
     pub(crate) foreign_keys: foreign_keys::check::Checks,
     /// Grows when a table or a policy may have changed here: what is known of them is asked for anew.
@@ -239,6 +247,7 @@ pub fn new(
 ) -> Result<(Handle, Task)> {
     let spools = spools::Spools::new(&config, &identity)?;
     let recent = recent::Recent::new(config.arrivals_max);
+    let outcomes = outcome::Outcomes::new(config.outcomes_max, config.outcomes_keep_ms);
     let durability = durability::Durability::new(config.durability.clone(), registry);
     let shared = Arc::new(Shared {
         config,
@@ -251,6 +260,7 @@ pub fn new(
         own_commits: visible::OwnCommits::default(),
         spools,
         recent,
+        outcomes,
         rewrites: rewrites::Rewrites::default(),
         foreign_keys: foreign_keys::check::Checks::default(),
         catalog: AtomicU64::new(0),

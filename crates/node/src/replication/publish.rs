@@ -16,6 +16,7 @@ use synapsedb_core::durability::Class;
 use synapsedb_core::guard::Mark;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::outcome::{Id, Promise};
 use synapsedb_core::version::VersionVector;
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::replication::{Event, Stream};
@@ -27,7 +28,7 @@ use super::durability::settings;
 use super::recent;
 use super::recheck::{self, Recheck};
 use super::spool::{Header, SpoolError, Tail, Writer};
-use super::{Shared, bootstrap, ddl, guard, origin_name, parse_origin_name};
+use super::{Shared, bootstrap, ddl, guard, origin_name, outcome, parse_origin_name};
 use crate::tasks::Shutdown;
 use relations::{Kind, Relation};
 
@@ -136,6 +137,8 @@ struct Publisher<'a> {
     vector: VersionVector,
     last_checkpoint: Instant,
     crowd: Crowd,
+    /// The markers of the open transaction.
+    marks: Vec<(Id, Promise)>,
     /// Rows that were written here before a remote transaction met their place, unseen by it.
     rechecks: Vec<Recheck>,
     /// The state of the catalogs upon which the relations' keys were asked for.
@@ -167,6 +170,7 @@ impl<'a> Publisher<'a> {
             vector: tail.vector,
             last_checkpoint: Instant::now(),
             crowd: Crowd::new().context("make a timer")?,
+            marks: Vec::new(),
             rechecks: Vec::new(),
             catalog: 0,
             expected: None,
@@ -296,6 +300,7 @@ impl<'a> Publisher<'a> {
         match pgoutput::decode(body).context("decode the replication stream")? {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
+                self.marks.clear();
                 if self.expected.is_some_and(|mark| mark.is(commit_lsn, commit_time, xid)) {
                     self.expected = None;
                 }
@@ -315,14 +320,27 @@ impl<'a> Publisher<'a> {
                 }
                 self.open = Open::Applied { origin: self.origin.1, lsn };
             }
-            Message::Commit { end_lsn, .. } => self.commit(end_lsn)?,
-            // Messages are the users' own. DDL comes through a table, which users cannot write.
+            Message::Commit { commit_lsn, end_lsn, .. } => self.commit(commit_lsn, end_lsn)?,
+            // Other messages are the users' own. DDL comes through a table, which users cannot write.
+            Message::LogicalMessage { prefix: outcome::PREFIX, .. } => self.mark(body)?,
             Message::LogicalMessage { .. }
             | Message::Relation(_)
             | Message::Type { .. }
             | Message::Change(_) => {}
         }
         Ok(())
+    }
+
+    /// The number of a local transaction by which a router asks for its outcome; the peers get it too.
+    fn mark(&mut self, body: &Bytes) -> Result<()> {
+        let local = matches!(self.open, Open::Local { .. } | Open::Known);
+        match outcome::mark(body).filter(|_| local) {
+            Some(mark) => {
+                self.marks.push(mark);
+                self.spool(body)
+            }
+            None => Ok(()),
+        }
     }
 
     /// The WAL before `lsn` has been seen: it must have held the transaction with which the spool ends.
@@ -381,7 +399,7 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
-    fn commit(&mut self, end_lsn: Lsn) -> Result<()> {
+    fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<()> {
         match std::mem::replace(&mut self.open, Open::Idle) {
             Open::Local { header, spooled: true } => {
                 self.shared.own_commits.committed(header.commit_lsn, header.xid);
@@ -401,6 +419,7 @@ impl<'a> Publisher<'a> {
             | Open::Known
             | Open::Idle => {}
         }
+        self.shared.outcomes.note(commit_lsn, &mut self.marks);
         self.read = self.read.max(end_lsn);
         Ok(())
     }

@@ -259,6 +259,9 @@ pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<
                 .await
                 .with_context(|| format!("read the spool of node {origin} for recent writes"))?;
         }
+        if local {
+            shared.outcomes.filled();
+        }
         shared.recent.rebuilt.send_modify(|rebuilt| {
             rebuilt.insert(origin);
         });
@@ -312,6 +315,10 @@ async fn read_spool(
     part: &Part,
 ) -> Result<()> {
     let origin = part.origin;
+    let is_own = origin == shared.identity.node && !part.ended;
+    if is_own && spool.first_available() == Lsn::ZERO {
+        shared.outcomes.spool_is_whole();
+    }
     let mut reader = spool.reader_after(spool.first_available())?;
     let mut by_raw: HashMap<Bytes, Option<Noted>> = HashMap::new();
     let mut current: HashMap<u32, Bytes> = HashMap::new();
@@ -335,6 +342,7 @@ async fn read_spool(
             current.insert(relation_id(&raw), copy);
         }
         let Some(header) = &open else { continue };
+        shared.outcomes.reread(&frame, header, is_own);
         let side = match header.commit_lsn <= part.decoded {
             true => Side::Known,
             false => Side::Remote,

@@ -16,7 +16,7 @@ use super::apply::{self, Source};
 use super::spool::SpoolError;
 use super::status::Board;
 use super::{
-    Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members,
+    Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members, outcome,
     parse_origin_name, part, position, probe, publish, recent, retry, rewrites, serve, verify,
 };
 use crate::gossip::Facts;
@@ -90,6 +90,7 @@ fn start(shared: &Arc<Shared>, stop: &Shutdown) -> JoinSet<Result<()>> {
     verify::serve(shared);
     super::row_of::serve(shared);
     guard::serve(shared);
+    outcome::serve(shared);
     let mut loops = JoinSet::new();
     loops.spawn(verify::run(shared.clone(), stop.clone()));
     loops.spawn(publisher(shared.clone(), stop.clone()));

@@ -50,7 +50,8 @@ pub(super) fn take<'a>(
         if length < 4 {
             return Err(format!("it sent a message of length {length}"));
         }
-        if whole > LOOKED_AT_BYTES_MAX || !is_looked_at(tag) {
+        let looked_at = is_looked_at(tag) || server.expected.is_marking();
+        if whole > LOOKED_AT_BYTES_MAX || !looked_at {
             let here = whole.min(data.len() - at);
             at += here;
             server.passing = whole - here;
@@ -93,11 +94,14 @@ enum Fate {
 }
 
 fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fate {
+    if server.expected.is_marking() && answers_marker(server, tag) {
+        return Fate::Drop;
+    }
     match tag {
         backend::READY_FOR_QUERY => {
             server.status = body.first().copied().unwrap_or(b'I');
             let (prepared, unnamed) = (&mut server.prepared, &mut server.unnamed);
-            server.expected.ready(|lost| {
+            let clients = server.expected.ready(|lost| {
                 match lost.id {
                     Some(id) if lost.on_server => prepared.remove(id),
                     Some(_) => {}
@@ -107,6 +111,9 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
                     session.not_prepared(lost.id);
                 }
             });
+            if !clients {
+                return Fate::Drop;
+            }
             session.cycle_ended(server.status);
             // What the client is told instead follows.
             let kept = session.leaves_open(server) || session.keeps_back_ready(server);
@@ -138,6 +145,18 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
     }
 }
 
+/// Whether a message is part of the answer to a marker; others may come in between.
+fn answers_marker(server: &mut Server, tag: u8) -> bool {
+    match tag {
+        backend::COMMAND_COMPLETE => {
+            server.expected.marked();
+            true
+        }
+        backend::BIND_COMPLETE | backend::DATA_ROW => true,
+        _ => false,
+    }
+}
+
 /// A client knows its own notifications by its process id, which is not the server's.
 fn own_notification(session: &Session, server: &Server, body: &[u8]) -> Fate {
     let pid = body.first_chunk::<4>();
@@ -156,6 +175,7 @@ fn completed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
         session.swallow_tags -= 1;
         return Fate::Drop;
     }
+    session.completed = session.completed.saturating_add(1);
     if matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
         session.prepared.clear();
         server.prepared.clear();
@@ -165,7 +185,6 @@ fn completed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
 }
 
 fn failed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
-    session.swallow_tags = 0;
     let severity = startup::error_field(body, b'V').unwrap_or_default();
     if matches!(severity, "FATAL" | "PANIC") && !session.keeps_server() {
         // The server ends its session, not ours: what the client is told depends on what it had under way.
@@ -174,7 +193,14 @@ fn failed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
         server.fatal = Some(message.into());
         return Fate::Drop;
     }
+    let hidden = server.expected.is_hidden();
     server.expected.failed();
+    if hidden && startup::error_field(body, b'C') == Some("25P02") {
+        // The transaction had failed before: its COMMIT will say so.
+        return Fate::Drop;
+    }
+    // A COMMIT in front of which a marker fails is answered with that error, not with a ROLLBACK behind it.
+    session.swallow_tags = usize::from(hidden);
     // "cached plan must not change result type": who prepares the text again gets a new plan.
     if startup::error_field(body, b'C') == Some("0A000")
         && startup::error_field(body, b'R') == Some("RevalidateCachedQuery")

@@ -7,6 +7,7 @@ use synapsedb_pg::sql::traits::Flags;
 use tokio::time::timeout;
 
 use super::entry::End;
+use super::loss::Lost;
 use super::metrics::EndedBy;
 use super::pool::Pool;
 use super::server::{self, Server};
@@ -52,8 +53,10 @@ impl Session {
                 Ok(None)
             }
             Turn::ServerLost(why) => {
-                let ended = self.server_lost(&lent.server, &why);
+                let lost = Lost::new(self, &lent.server);
                 self.end_lent(lent);
+                let known = Box::pin(self.resolve(&lost)).await;
+                let ended = self.server_lost(&lost, &why, known);
                 ended.map_or(Ok(None), Err)
             }
             Turn::ClientLost(by) => {
@@ -105,9 +108,11 @@ impl Session {
                 self.entry.settled();
                 let node = lent.server.node();
                 cancel_if_busy(&lent.server, &self.worker).await;
-                let ended = self.transaction_lost(&lent.server, &super::loss::moved(node, primary));
+                let lost = Lost::new(self, &lent.server);
                 self.end_lent(lent);
-                ended.map_or(Ok(None), Err)
+                let known = Box::pin(self.resolve(&lost)).await;
+                let why = super::loss::moved(node, primary);
+                self.transaction_lost(&lost, &why, known).map_or(Ok(None), Err)
             }
             (Err(_), _) => {
                 cancel_if_busy(&lent.server, &self.worker).await;

@@ -21,6 +21,10 @@ enum Due {
     Close,
     /// CloseComplete of a statement that the router dropped.
     Evicted,
+    /// CloseComplete in front of the answers to a marker.
+    Marker,
+    /// ReadyForQuery of the router's own Sync.
+    HiddenSync,
     /// The end of a COPY from the client; nothing answers it.
     CopyEnd,
     /// ReadyForQuery of a Sync.
@@ -48,6 +52,8 @@ pub(super) struct Expected {
     cycles: usize,
     /// The server has reported an error and skips everything up to the next Sync.
     skipping: bool,
+    /// What comes answers a marker, up to its CommandComplete.
+    marking: bool,
     /// The server takes CopyData and ignores Sync, up to the next CopyDone or CopyFail.
     copying: bool,
 }
@@ -75,6 +81,32 @@ impl Expected {
 
     pub(super) fn evicted(&mut self) {
         self.due.push_back(Due::Evicted);
+    }
+
+    /// Close, Bind and Execute of a marker were sent.
+    pub(super) fn marker(&mut self) {
+        self.due.push_back(Due::Marker);
+    }
+
+    /// A Sync of the router's own was sent: its cycle is none of the client's.
+    pub(super) fn hidden_sync(&mut self) {
+        self.due.push_back(Due::HiddenSync);
+    }
+
+    /// Whether what comes answers a marker.
+    pub(super) fn is_marking(&self) -> bool {
+        self.marking
+    }
+
+    /// The CommandComplete of a marker came.
+    pub(super) fn marked(&mut self) {
+        self.marking = false;
+    }
+
+    /// Whether the server works on a cycle of the router's own.
+    pub(super) fn is_hidden(&self) -> bool {
+        let ends = |due: &&Due| matches!(due, Due::Sync | Due::Query | Due::HiddenSync);
+        self.due.iter().find(ends) == Some(&Due::HiddenSync)
     }
 
     pub(super) fn query(&mut self) {
@@ -116,7 +148,7 @@ impl Expected {
 
     /// Whether the statement that the server works on came by a Query.
     pub(super) fn is_simple(&self) -> bool {
-        let ends = |due: &&Due| matches!(due, Due::Sync | Due::Query);
+        let ends = |due: &&Due| matches!(due, Due::Sync | Due::Query | Due::HiddenSync);
         self.due.iter().find(ends) == Some(&Due::Query)
     }
 
@@ -126,8 +158,14 @@ impl Expected {
             Some(Due::Parse(_) | Due::Close) => Verdict::Pass,
             Some(Due::Injected(_) | Due::Answer | Due::Evicted) => Verdict::Swallow,
             Some(Due::Faked(_)) => Verdict::AsParse,
+            Some(Due::Marker) => {
+                self.marking = true;
+                Verdict::Swallow
+            }
             // Not asked for: the server's own affair.
-            Some(Due::CopyEnd | Due::Sync | Due::Query) | None => return Verdict::Pass,
+            Some(Due::CopyEnd | Due::Sync | Due::Query | Due::HiddenSync) | None => {
+                return Verdict::Pass;
+            }
         };
         self.due.pop_front();
         verdict
@@ -135,7 +173,7 @@ impl Expected {
 
     /// An ErrorResponse came.
     pub(super) fn failed(&mut self) {
-        self.copying = false;
+        (self.copying, self.marking) = (false, false);
         self.skipping = !self.is_simple();
     }
 
@@ -153,6 +191,8 @@ impl Expected {
                 | Due::Faked(_)
                 | Due::Close
                 | Due::Evicted
+                | Due::Marker
+                | Due::HiddenSync
                 | Due::CopyEnd
                 | Due::Sync
                 | Due::Query => kept.push_back(due),
@@ -162,29 +202,32 @@ impl Expected {
         self.copying = !ended;
     }
 
-    /// ReadyForQuery came: each Parse that the server has skipped is given to `lost`.
-    pub(super) fn ready(&mut self, mut lost: impl FnMut(Lost)) {
+    /// ReadyForQuery came: each Parse that the server has skipped is given to `lost`. Whether the client waits for it.
+    pub(super) fn ready(&mut self, mut lost: impl FnMut(Lost)) -> bool {
+        self.marking = false;
         let skipping = std::mem::take(&mut self.skipping);
         // After an error in an extended cycle a Query is skipped like everything else, up to the Sync.
         let wants_sync = skipping && self.due.contains(&Due::Sync);
         while let Some(due) = self.due.pop_front() {
             match due {
+                Due::HiddenSync => return false,
                 Due::Sync => {
                     self.cycles -= 1;
-                    return;
+                    return true;
                 }
                 Due::Query => {
                     self.cycles -= 1;
                     if !wants_sync {
-                        return;
+                        return true;
                     }
                 }
                 Due::Parse(id) => lost(Lost { id, by_client: true, on_server: true }),
                 Due::Injected(id) => lost(Lost { id, by_client: false, on_server: true }),
                 Due::Faked(id) => lost(Lost { id: Some(id), by_client: true, on_server: false }),
-                Due::Answer | Due::Close | Due::Evicted | Due::CopyEnd => {}
+                Due::Answer | Due::Close | Due::Evicted | Due::Marker | Due::CopyEnd => {}
             }
         }
+        true
     }
 }
 
@@ -257,6 +300,44 @@ mod tests {
         expected.sync();
         expected.failed();
         assert_eq!((lost(&mut expected), expected.cycles()), (vec![], 1));
+    }
+
+    #[test]
+    fn a_marker_and_its_answers_are_hidden() {
+        let mut expected = Expected::default();
+        expected.injected(Some(1));
+        expected.marker();
+        expected.hidden_sync();
+        expected.query();
+        assert_eq!(
+            (expected.cycles(), expected.is_hidden(), expected.is_marking()),
+            (1, true, false)
+        );
+        assert_eq!(expected.completed(), Verdict::Swallow);
+        assert!(!expected.is_marking());
+        assert_eq!(expected.completed(), Verdict::Swallow);
+        assert!(expected.is_marking());
+        expected.marked();
+        assert!(!expected.ready(|_| unreachable!()));
+        assert!(!expected.is_hidden() && expected.is_simple());
+        assert!(expected.ready(|_| unreachable!()));
+        // One that fails ends with its own Sync, also when its statement was to be prepared.
+        expected.injected(Some(1));
+        expected.marker();
+        expected.hidden_sync();
+        expected.query();
+        expected.failed();
+        let mut lost = Vec::new();
+        assert!(!expected.ready(|one| lost.extend(one.id)));
+        assert_eq!((lost, expected.cycles()), (vec![1], 1));
+        assert!(expected.ready(|_| unreachable!()));
+        // In a batch it is skipped with all that is behind an error.
+        expected.parse(None);
+        expected.marker();
+        expected.sync();
+        expected.failed();
+        assert!(expected.ready(|one| assert!(one.by_client)));
+        assert_eq!((expected.cycles(), expected.is_marking()), (0, false));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use synapsedb_core::outcome::Answer;
 
 use super::Endpoint;
 use super::api::Totals;
@@ -23,6 +24,11 @@ pub(super) struct ByReason {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ByNode {
     node: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByOutcome {
+    outcome: &'static str,
 }
 
 /// Why a connection never became a session.
@@ -114,6 +120,7 @@ pub(super) struct Metrics {
     pub(super) cancels: Counter,
     repeats: Counter,
     not_shown: Counter,
+    outcomes: Family<ByOutcome, Counter>,
 }
 
 impl Metrics {
@@ -129,6 +136,7 @@ impl Metrics {
             cancels: Counter::default(),
             repeats: Counter::default(),
             not_shown: Counter::default(),
+            outcomes: Family::default(),
         };
         registry.register(
             "synapsedb_router_sessions_opened",
@@ -165,6 +173,12 @@ impl Metrics {
             "Transactions refused since no node showed in time what they must see",
             metrics.not_shown.clone(),
         );
+        registry.register(
+            "synapsedb_router_outcomes",
+            "Commits and writes outside a transaction that were lost with their server connection, by what became of \
+             them",
+            metrics.outcomes.clone(),
+        );
         metrics
     }
 
@@ -174,6 +188,15 @@ impl Metrics {
 
     pub(super) fn repeated(&self) {
         self.repeats.inc();
+    }
+
+    pub(super) fn outcome(&self, known: Answer) {
+        let outcome = match known {
+            Answer::Committed(_) => "committed",
+            Answer::Aborted => "aborted",
+            Answer::Unknown => "unknown",
+        };
+        self.outcomes.get_or_create_owned(&ByOutcome { outcome }).inc();
     }
 
     pub(super) fn opened(&self, endpoint: Endpoint) {

@@ -52,6 +52,7 @@ mod login;
 mod loss;
 mod metrics;
 mod origin;
+mod outcome;
 mod own;
 mod own_statements;
 mod pid;
@@ -152,6 +153,11 @@ pub struct Config {
     pub prepared_statements_max: usize,
     /// The longest statement that is looked at as a whole and can be prepared by name, in bytes.
     pub query_bytes_max: usize,
+    /// Whether transactions that have written carry a marker, by which a COMMIT whose server connection was lost can be
+    /// told from one that did not take effect.
+    pub resolve_commits: bool,
+    /// How long a client whose COMMIT was lost waits for that at most.
+    pub resolve_wait_ms: u64,
     /// How late a login with a wrong password is answered.
     pub failed_login_delay_ms: u64,
     /// Whether server connections by TCP are encrypted: `off`, `prefer`, `require` or `verify-full`.
@@ -198,6 +204,8 @@ impl Default for Config {
             server_lifetime_ms: 3_600_000,
             prepared_statements_max: 200,
             query_bytes_max: 1024 * 1024,
+            resolve_commits: true,
+            resolve_wait_ms: 5_000,
             failed_login_delay_ms: 500,
             server_tls: ServerTls::Prefer,
             server_tls_ca_file: PathBuf::new(),
@@ -376,7 +384,7 @@ pub struct World {
     pub local: Option<Local>,
     /// The way to the other agents.
     pub peers: Option<peers::Handle>,
-    /// Says how far the members are.
+    /// Says how far the members are, and what became of transactions.
     pub replication: Option<replication::Handle>,
     /// Answers clients that ask for TLS; without it they are told that there is none.
     pub tls: Option<TlsAcceptor>,

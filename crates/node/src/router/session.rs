@@ -20,6 +20,7 @@ use super::limits::Place;
 use super::loss::Aborted;
 use super::metrics::EndedBy;
 use super::origin::{self, Greeting, Origin};
+use super::outcome::{Batch, Pending};
 use super::pool::Pool;
 use super::repeat::{Repeat, calls_nothing_unknown};
 use super::server::Server;
@@ -56,6 +57,8 @@ pub(super) struct Session {
     pub(super) unnamed_count: u64,
     /// The unnamed statement is about a setting of the router's own.
     pub(super) unnamed_own: Option<Own>,
+    /// What its text may do.
+    pub(super) unnamed_traits: Flags,
     /// Names it has given to prepared statements since the last ReadyForQuery.
     pub(super) parsing: Vec<(Box<[u8]>, StatementId)>,
     /// Names that turned out not to be prepared, while an error may still tell of them.
@@ -76,6 +79,14 @@ pub(super) struct Session {
     pub(super) discarding: usize,
     /// It has sent messages that no Sync has followed yet.
     pub(super) batch_open: bool,
+    /// Its messages since the last Sync.
+    pub(super) batch: Batch,
+    /// So many of its statements have been completed since the last ReadyForQuery.
+    pub(super) completed: u32,
+    /// What is under way begins a transaction block and does not end it.
+    pub(super) opens: bool,
+    /// What was sent with a marker and is not answered.
+    pub(super) pending: Option<Box<Pending>>,
     /// It was told of an error, and its messages up to the next Sync are skipped.
     pub(super) skipping: bool,
     /// Something was said on the lent connection since the last look at what it has left there.
@@ -161,6 +172,7 @@ impl Session {
             unnamed: Vec::new(),
             unnamed_count: 0,
             unnamed_own: None,
+            unnamed_traits: Flags::default(),
             parsing: Vec::new(),
             unprepared: Vec::new(),
             used: Vec::new(),
@@ -171,6 +183,10 @@ impl Session {
             passing: 0,
             discarding: 0,
             batch_open: false,
+            batch: Batch::default(),
+            completed: 0,
+            opens: false,
+            pending: None,
             skipping: false,
             active: false,
             traits: Flags::default(),
@@ -414,6 +430,8 @@ impl Session {
     pub(super) fn cycle_ended(&mut self, status: u8) {
         self.used.clear();
         self.parsing.clear();
+        (self.completed, self.opens) = (0, false);
+        self.not_pending();
         add(&self.account.counters.cycles, 1);
         if status == b'I' {
             add(&self.account.counters.transactions, 1);

@@ -225,6 +225,7 @@ impl Session {
             inbox.extend_from_slice(&scratch[..read]);
         }
         let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
+        let whole = server.passing == 0;
         let taken = downstream::take(self, server, data, &mut spliced).map_err(Turn::ServerLost)?;
         let used = taken.used;
         if !taken.onward.is_empty() {
@@ -232,7 +233,16 @@ impl Session {
         }
         add(&self.account.counters.sent, taken.onward.len() as u64);
         self.moved.1 += taken.onward.len() as u64;
-        self.io.send(cx, taken.onward, &mut self.unsent).map_err(client_lost)?;
+        if self.keeps_back(taken.onward, whole) {
+            // It goes on with what ends it.
+        } else if self.unsent.is_empty() {
+            self.io.send(cx, taken.onward, &mut self.unsent).map_err(client_lost)?;
+        } else {
+            self.unsent.extend_from_slice(taken.onward);
+            if let Poll::Ready(Err(error)) = self.io.poll_unsent(cx, &mut self.unsent) {
+                return Err(client_lost(error));
+            }
+        }
         server.inbox.extend_from_slice(&data[used..]);
         Ok(true)
     }

@@ -1,6 +1,8 @@
 //! What a client says, on its way to the server: named statements get the router's names, statements that the
 //! server connection lacks are prepared first, and everything is noted that an answer or a trace will follow from.
 
+mod mark;
+
 use std::rc::Rc;
 
 use bytes::BufMut as _;
@@ -8,6 +10,7 @@ use synapsedb_pg::sql::statement::{self, Deallocate};
 use synapsedb_pg::sql::traits::{Flags, Traits};
 
 use super::account::add;
+use super::outcome::Batch;
 use super::own_statements;
 use super::server::Server;
 use super::session::Session;
@@ -25,8 +28,11 @@ const SHORT_BYTES_MAX: usize = 16 * 1024;
 const NOBODY: &[u8] = b"__synapsedb_nobody";
 
 /// What a text may do that nobody looks at.
-pub(super) const ANYTHING: Flags =
-    Flags::MAY_SET.with(Flags::MAY_HOLD).with(Flags::MAY_RELEASE).with(Flags::WRITES);
+pub(super) const ANYTHING: Flags = Flags::MAY_SET
+    .with(Flags::MAY_HOLD)
+    .with(Flags::MAY_RELEASE)
+    .with(Flags::WRITES)
+    .with(Flags::UTILITY);
 
 /// What became of a client's bytes.
 pub(super) struct Taken<'a> {
@@ -105,23 +111,36 @@ pub(super) struct Up<'a, 'b> {
 
 impl<'a> Up<'a, '_> {
     fn message(&mut self, tag: u8, length: usize) -> Result<Step, Failure> {
+        let of = self.data.get(self.at + HEADER_BYTES).copied();
+        let step = self.pass_on(tag, length)?;
+        if matches!((tag, &step), (b'P' | b'B' | b'D' | b'C' | b'E' | b'H', Step::Next)) {
+            self.session.batch.note(tag, of);
+        }
+        Ok(step)
+    }
+
+    fn pass_on(&mut self, tag: u8, length: usize) -> Result<Step, Failure> {
         match tag {
             b'Q' => self.query(length),
             b'P' => self.parse(length),
             b'B' => self.bind(length),
             b'D' | b'C' => self.describe_or_close(tag, length),
             b'E' | b'H' => {
+                if tag == b'E' {
+                    self.mark_execute();
+                }
                 self.session.batch_open = true;
                 Ok(self.pass(length))
             }
             b'S' => {
+                self.mark_sync();
                 self.session.batch_open = false;
                 self.server.expected.sync();
                 Ok(self.pass(length))
             }
             b'F' => {
                 self.server.expected.query();
-                self.session.traits = self.session.traits.with(Flags::WRITES);
+                self.session.traits = self.session.traits.with(ANYTHING);
                 Ok(self.pass(length))
             }
             b'c' | b'f' => {
@@ -160,7 +179,7 @@ impl<'a> Up<'a, '_> {
         } else {
             let Some(body) = self.body(length) else { return Ok(Step::More) };
             let text = body.strip_suffix(b"\0").unwrap_or(body);
-            let seen = Traits::of(text).flags;
+            let (seen, before) = (Traits::of(text).flags, self.session.traits);
             self.session.note_text(text, seen);
             if seen.has(Flags::OWN) && self.own(text, length) {
                 return Ok(Step::Next);
@@ -168,7 +187,9 @@ impl<'a> Up<'a, '_> {
             if seen.has(Flags::MAY_RELEASE) && self.deallocate(text, length) {
                 return Ok(Step::Next);
             }
+            self.mark_query(seen, before);
         }
+        self.session.batch = Batch::default();
         // A Query drops the unnamed statement.
         self.session.unnamed.clear();
         self.server.unnamed = None;
@@ -215,6 +236,7 @@ impl<'a> Up<'a, '_> {
             self.session.unnamed.extend_from_slice(rest);
             self.session.unnamed_own = None;
             self.session.unnamed_count += 1;
+            self.session.unnamed_traits = seen;
             if seen.has(Flags::OWN) && self.parse_own_unnamed(text, length) {
                 return Ok(Step::Next);
             }
@@ -277,6 +299,10 @@ impl<'a> Up<'a, '_> {
         };
         add(&self.session.account.counters.binds, 1);
         if name.is_empty() {
+            let traits = self.session.unnamed_traits;
+            self.mark_bind(portal, traits);
+            // It may have been parsed in an earlier transaction.
+            self.session.traits = self.session.traits.with(traits);
             if let Some(own) = self.session.own_unnamed()
                 && let Some(sql) = self.session.own_sql(&own, self.server)
             {
@@ -287,9 +313,11 @@ impl<'a> Up<'a, '_> {
             return Ok(self.pass(length));
         }
         let Some(statement) = self.session.prepared.get(name).cloned() else {
+            self.mark_bind(portal, Flags::default());
             self.refuse_our_names(name)?;
             return Ok(self.pass(length));
         };
+        self.mark_bind(portal, statement.traits);
         self.session.traits = self.session.traits.with(statement.traits);
         let values = there.len() - rest.len();
         if let Some(own) = &statement.own

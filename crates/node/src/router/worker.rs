@@ -22,6 +22,7 @@ use super::choose::{Choice, Why, behind, choose};
 use super::console::holds::{self, Holds, Order};
 use super::entry::{End, Entry};
 use super::metrics::Refused;
+use super::outcome::Marks;
 use super::roles::Roles;
 use super::server::{self, Address, ConnectError};
 use super::settings::Interner;
@@ -61,6 +62,7 @@ pub(super) struct Worker {
     pub(super) index: u16,
     pub(super) settings: Interner,
     pub(super) statements: Statements,
+    pub(super) marks: Marks,
     pub(super) roles: Roles,
     pub(super) sessions: RefCell<HashMap<u32, Rc<Entry>>>,
     pub(super) traffic: Traffic,
@@ -100,6 +102,7 @@ impl Worker {
         let roles = Roles::new(shared.local.as_ref().map(|local| local.control.clone()));
         let nowhere = Routes { primary: Err(Why::NoPrimary), readers: Err(Why::NoPrimary) };
         let worker = Rc::new(Self {
+            marks: Marks::new(&shared),
             shared,
             index,
             settings: Interner::default(),

@@ -24,6 +24,7 @@ mod incarnation;
 mod join;
 mod large;
 mod not_replicated;
+mod outcome;
 mod policies;
 mod raft;
 mod repl;

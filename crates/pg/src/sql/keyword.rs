@@ -201,6 +201,22 @@ pub(super) fn of(word: &[u8]) -> Option<Keyword> {
 /// What a statement with this verb does by the verb alone.
 pub(super) fn flags_of_verb(verb: Keyword) -> Flags {
     use Keyword as K;
+    match verb {
+        K::Select
+        | K::Values
+        | K::Table
+        | K::With
+        | K::Insert
+        | K::Update
+        | K::Delete
+        | K::Merge => effects_of_verb(verb),
+        K::Commit | K::End => effects_of_verb(verb) | Flags::UTILITY | Flags::COMMITS,
+        _ => effects_of_verb(verb) | Flags::UTILITY,
+    }
+}
+
+fn effects_of_verb(verb: Keyword) -> Flags {
+    use Keyword as K;
     let none = Flags::default();
     match verb {
         K::Select | K::Values | K::Table | K::With | K::Show | K::Explain | K::Copy => none,

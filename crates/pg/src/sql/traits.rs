@@ -48,11 +48,16 @@ impl Flags {
     pub const OTHER_DATABASE_DROP: Self = Self(1 << 8);
     /// It shows, sets or resets a setting of the class `synapsedb`.
     pub const OWN: Self = Self(1 << 9);
+    /// It commits a transaction block: COMMIT or END, not that of a prepared transaction.
+    pub const COMMITS: Self = Self(1 << 12);
+    /// It has a statement other than SELECT, INSERT, UPDATE, DELETE, MERGE, VALUES and TABLE, which may commit by
+    /// itself or do what no transaction holds together.
+    pub const UTILITY: Self = Self(1 << 13);
     /// A string without escapes holds a backslash: with `standard_conforming_strings = off` the text may be another,
     /// and nothing else that is said here holds.
     pub const BACKSLASH: Self = Self(1 << 10);
 
-    const NAMES: [(Self, &str); 12] = [
+    const NAMES: [(Self, &str); 14] = [
         (Self::MAY_SET, "MAY_SET"),
         (Self::SETS_UNNAMED, "SETS_UNNAMED"),
         (Self::MAY_HOLD, "MAY_HOLD"),
@@ -61,6 +66,8 @@ impl Flags {
         (Self::END, "END"),
         (Self::WRITES, "WRITES"),
         (Self::CALLS, "CALLS"),
+        (Self::COMMITS, "COMMITS"),
+        (Self::UTILITY, "UTILITY"),
         (Self::SEVERAL, "SEVERAL"),
         (Self::OTHER_DATABASE_DROP, "OTHER_DATABASE_DROP"),
         (Self::OWN, "OWN"),
@@ -303,7 +310,7 @@ impl Scan {
             K::To if verb == K::Rollback && self.tokens <= 2 => self.flags.remove(Flags::END),
             K::To if self.is_set_clause() => self.flags |= Flags::MAY_SET,
             K::Prepared if self.flags.has(Flags::END) && self.tokens == 1 => {
-                self.flags.remove(Flags::END);
+                self.flags.remove(Flags::END.with(Flags::COMMITS));
                 self.flags |= Flags::WRITES;
             }
             K::Chain if self.flags.has(Flags::END) && self.previous == Some(K::And) => {

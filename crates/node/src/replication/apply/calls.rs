@@ -27,6 +27,7 @@ use super::gate::bound;
 use super::lane::{Lane, Step};
 use super::plan::{Plan, RowChange, Shape};
 use super::session::{Parameter, Purpose};
+use crate::replication::outcome;
 use crate::replication::recent::{self, Side};
 use crate::replication::spool::{Frame, Header};
 
@@ -300,6 +301,10 @@ impl Lane<'_> {
                 };
                 *place = (recent::relation_id(raw), *plan);
                 told += 1;
+                continue;
+            }
+            if outcome::mark(raw).is_some() {
+                // It was noted when it came, and changes nothing: with it the transaction is of the same shape.
                 continue;
             }
             let Ok(Message::Change(change)) = pgoutput::decode(raw) else { return Ok(None) };

@@ -3,10 +3,11 @@
 
 mod catalog;
 mod login;
+mod markers;
 mod own;
 mod protocol;
 mod script;
 mod sessions;
 mod state;
 mod statements;
-mod wire;
+pub mod wire;

@@ -152,6 +152,8 @@ pub fn until(tag: u8, parts: impl IntoIterator<Item = Part>) -> Step {
 struct Others {
     first: Wire,
     second: Wire,
+    /// The search path of a session here that sets none.
+    path: String,
     /// The second still waits for a connection.
     waiting: bool,
 }
@@ -167,7 +169,8 @@ impl Others {
             wire.send(&noise.bytes).await;
             assert_eq!(wire.answer(1).await, ["1", "Z I"]);
         }
-        Self { first, second, waiting: false }
+        let path = second.query("select current_setting('search_path')").await.swap_remove(1);
+        Self { first, second, path: path.replacen("D ", "", 1), waiting: false }
     }
 
     /// Both have a transaction, if there are connections at the same time, so that the subject's is used by them.
@@ -192,7 +195,8 @@ impl Others {
         assert_eq!(said[1], "D noise|Pacific/Auckland|error|54321ms|synapsedb", "{said:?}");
         if !self.waiting {
             let said = self.second.query(SECOND_SHOWS).await;
-            assert_eq!(said[1], "D on|LATIN1|\"$user\", public|4321ms|noise", "{said:?}");
+            let own = format!("D on|LATIN1|{}|4321ms|noise", self.path);
+            assert_eq!(said[1], own, "{said:?}");
         }
     }
 }
@@ -207,20 +211,46 @@ async fn begin(wire: &mut Wire) {
 /// When an answer is another one, with all that are.
 pub async fn same(name: &str, startup: &[(&str, &str)], steps: &[Step]) {
     let cluster = routed().await;
-    let agent = cluster.node(1).agent_server();
+    noise(&cluster.node(1).agent_server()).await;
+    let direct = database(&cluster, &format!("{name}_direct"), Way::Direct).await;
+    let routed = database(&cluster, &format!("{name}_routed"), Way::Write).await;
+    compare(
+        name,
+        (&direct, startup, &direct.database),
+        (&routed, startup, &routed.database),
+        steps,
+    )
+    .await;
+}
+
+/// [`same`] in the database that is replicated: each way with a schema of its own.
+pub async fn same_in(direct: (&str, Server), routed: (&str, Server), steps: &[Step]) {
+    let cluster = crate::routed::routed().await;
+    noise(&cluster.node(1).agent_server()).await;
+    let (of_direct, of_routed) = ([("search_path", direct.0)], [("search_path", routed.0)]);
+    let direct = (&direct.1, &of_direct[..], direct.0);
+    compare("replicated", direct, (&routed.1, &of_routed, routed.0), steps).await;
+}
+
+/// The role that the others take.
+async fn noise(agent: &Server) {
     agent
         .sql(
             "do $$ begin create role noise; exception when duplicate_object then null; end $$;
               grant noise to synapsedb",
         )
         .await;
-    let direct = database(&cluster, &format!("{name}_direct"), Way::Direct).await;
-    let routed = database(&cluster, &format!("{name}_routed"), Way::Write).await;
-    let expected = play(&direct, startup, steps).await;
+}
+
+/// A place, the startup parameters there, and a name of which each place has its own.
+type Place<'a> = (&'a Server, &'a [(&'a str, &'a str)], &'a str);
+
+async fn compare(name: &str, direct: Place<'_>, routed: Place<'_>, steps: &[Step]) {
+    let expected = play(direct, steps).await;
     for (number, (step, said)) in steps.iter().zip(&expected[1..]).enumerate() {
         contains(number, said, &step.expected);
     }
-    let found = play(&routed, startup, steps).await;
+    let found = play(routed, steps).await;
     let mut different = String::new();
     for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
         if found != expected {
@@ -236,7 +266,7 @@ pub async fn same(name: &str, startup: &[(&str, &str)], steps: &[Step]) {
 }
 
 /// The answers to the login and to every step.
-async fn play(server: &Server, startup: &[(&str, &str)], steps: &[Step]) -> Vec<Vec<String>> {
+async fn play((server, startup, own): Place<'_>, steps: &[Step]) -> Vec<Vec<String>> {
     let mut others = Others::come(server).await;
     let (mut wire, login) = Wire::login(server, startup).await;
     let mut answers = vec![login];
@@ -252,9 +282,8 @@ async fn play(server: &Server, startup: &[(&str, &str)], steps: &[Step]) -> Vec<
         answers.push(answer);
     }
     others.leave().await;
-    let database = &server.database;
     for line in answers.iter_mut().flatten() {
-        *line = line.replace(database.as_str(), "DATABASE");
+        *line = line.replace(own, "OWN");
     }
     answers
 }

@@ -16,10 +16,10 @@ const SEVERAL: Flags = Flags::SEVERAL;
 const OWN: Flags = Flags::OWN;
 const NONE: Flags = Flags::NONE;
 
-/// The flags without [`Flags::CALLS`].
+/// The flags without [`Flags::CALLS`], [`Flags::COMMITS`] and [`Flags::UTILITY`].
 fn without_calls(text: &str) -> Flags {
     let mut flags = Traits::of(text.as_bytes()).flags;
-    flags.remove(Flags::CALLS);
+    flags.remove(Flags::CALLS | Flags::COMMITS | Flags::UTILITY);
     flags
 }
 
@@ -300,7 +300,7 @@ fn backslashes() {
 #[test]
 fn flags_are_printed_by_name() {
     let shown = format!("{:?}", Traits::of(b"LISTEN x; SELECT 1").flags);
-    assert_eq!(shown, r#"{"MAY_HOLD", "SEVERAL"}"#);
+    assert_eq!(shown, r#"{"MAY_HOLD", "UTILITY", "SEVERAL"}"#);
     assert!(Traits::of(b"SELECT 1").flags.is_empty());
 }
 
@@ -434,6 +434,49 @@ fn how_fast() {
             "{each_ns:9.1} ns, {:6.2} ns/byte, {} bytes: {shown}",
             each_ns / text.len() as f64,
             text.len()
+        );
+    }
+}
+
+#[test]
+fn what_commits_and_what_may_commit_by_itself() {
+    for (text, commits, utility) in [
+        ("COMMIT", true, true),
+        ("end work;", true, true),
+        ("COMMIT AND CHAIN", true, true),
+        ("/* x */ commit transaction -- y", true, true),
+        ("ROLLBACK", false, true),
+        ("ABORT", false, true),
+        ("COMMIT PREPARED 'x'", false, true),
+        ("ROLLBACK PREPARED 'x'", false, true),
+        ("PREPARE TRANSACTION 'x'", false, true),
+        ("BEGIN", false, true),
+        ("select 1", false, false),
+        ("(select 1)", false, false),
+        ("insert into t values (1) returning a", false, false),
+        ("update t set a = case when b then 1 end", false, false),
+        ("delete from t", false, false),
+        ("merge into t using u on true when matched then delete", false, false),
+        ("with a as (insert into t values (1)) select 1", false, false),
+        ("values (1)", false, false),
+        ("table t", false, false),
+        ("insert into t values (1); commit", true, true),
+        ("select 1; vacuum", false, true),
+        ("vacuum t", false, true),
+        ("call p()", false, true),
+        ("do 'x'", false, true),
+        ("explain analyze insert into t values (1)", false, true),
+        ("copy t from stdin", false, true),
+        ("notify x", false, true),
+        ("execute p", false, true),
+        ("create table t (a int)", false, true),
+        ("lock t", false, true),
+    ] {
+        let flags = Traits::of(text.as_bytes()).flags;
+        assert_eq!(
+            (flags.has(Flags::COMMITS), flags.has(Flags::UTILITY)),
+            (commits, utility),
+            "{text}"
         );
     }
 }
