@@ -137,6 +137,7 @@ impl Session {
 
     /// Closes the connection.
     pub(super) fn end_lent(&mut self, lent: Lent) {
+        self.lost_with(lent.server.node());
         self.lent_ended(lent.pool.as_ref(), &lent.flow, lent.since);
     }
 

@@ -1,7 +1,7 @@
 //! What a client that asks for it is told after each write: its token, as the ParameterStatus `synapsedb.token`, in
 //! front of the ReadyForQuery that ends the write. That one is kept back until the token is known.
 
-use synapsedb_core::lsn::Lsn;
+use synapsedb_core::ids::NodeId;
 use synapsedb_pg::sql::statement::OwnSetting;
 use synapsedb_pg::sql::traits::Flags;
 
@@ -34,25 +34,33 @@ impl Session {
                 && self.reading.consistency.keeps_home()
     }
 
+    /// The server was lost: if a write on it was acknowledged before, its place is not known any more.
+    pub(super) fn lost_with(&mut self, server: NodeId) {
+        if std::mem::take(&mut self.has_written)
+            && self.entry.client.endpoint == super::Endpoint::Read
+            && self.reading.consistency.keeps_home()
+        {
+            self.reading.has_written(server, None);
+        }
+    }
+
     /// Takes note of how far the node is, the session's own commit included.
     pub(super) async fn sample(&mut self, server: &mut Server) {
         let rows = server.ask(include_str!("position.sql")).await;
         let position = rows.ok().and_then(|rows| rows.first()?.first()?.clone());
         let position = position.and_then(|text| text.parse().ok());
-        if let Some(lsn) = position {
-            self.reading.token.advance(server.node(), lsn);
-        }
+        self.reading.has_written(server.node(), position);
+        self.has_written = false;
         self.traits.remove(Flags::WRITES);
-        self.report_token(position);
+        self.report_token();
     }
 
     /// Tells the client its token, and that the server is ready.
-    fn report_token(&mut self, known: Option<Lsn>) {
+    fn report_token(&mut self) {
         if !self.kept_ready {
             return;
         }
-        // A token without this write would be taken for one with it.
-        let text = known.map_or_else(String::new, |_| token::to_text(&self.reading.token));
+        let text = token::to_text(&self.reading.token);
         let mut out = bytes::BytesMut::new();
         let name = OwnSetting::Token.name();
         synapsedb_pg::wire::startup::parameter_status(&mut out, name, &text);

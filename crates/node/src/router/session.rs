@@ -109,6 +109,8 @@ pub(super) struct Session {
     pub(super) begun: Begun,
     /// It is told its token after each write.
     pub(super) reports_token: bool,
+    /// A write was acknowledged whose place is not known yet.
+    pub(super) has_written: bool,
     /// A ReadyForQuery waits for the token.
     pub(super) kept_ready: bool,
     /// Counts it at its home.
@@ -198,6 +200,7 @@ impl Session {
             cleared: false,
             begun: Begun::new(),
             reports_token: false,
+            has_written: false,
             kept_ready: false,
             home: None,
             repeat: Repeat::default(),
@@ -342,6 +345,7 @@ impl Session {
         self.unprepared.clear();
         self.repeat.done();
         self.account_for(lent.pool.as_ref(), &lent.flow, lent.since);
+        self.has_written = false;
         self.active = false;
         self.traits = Flags::default();
         self.entry.settled();
@@ -436,6 +440,7 @@ impl Session {
         if status == b'I' {
             add(&self.account.counters.transactions, 1);
             self.transaction_ended();
+            self.has_written |= self.traits.has(Flags::WRITES);
         }
     }
 

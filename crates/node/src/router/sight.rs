@@ -7,6 +7,7 @@ use synapsedb_core::lsn::Lsn;
 use synapsedb_core::state::{ClusterState, MemberStatus};
 use synapsedb_core::version::VersionVector;
 
+use super::token::ALL;
 use crate::gossip::View;
 use crate::replication::position::Position;
 
@@ -94,7 +95,7 @@ pub(super) fn in_commits(token: &VersionVector, told: &Told, view: &View) -> Ver
 /// received its WAL beyond there, or its last heartbeats.
 fn last_commit(origin: NodeId, lsn: Lsn, told: &Told, view: &View) -> Option<Lsn> {
     if let Some(Ok(position)) = told.get(&origin) {
-        return (position.read >= lsn).then_some(position.published);
+        return (position.read >= lsn || lsn == ALL).then_some(position.published);
     }
     let answers = told.values().filter_map(|answer| answer.as_ref().ok());
     let beyond = answers.filter(|position| position.received_ends.get(origin) >= lsn);
@@ -205,6 +206,12 @@ mod tests {
             let found = in_commits(&token, &told(answers), &View::default());
             assert_eq!(found, vector(&[(1, expected)]));
         }
+        // A write whose place is not known: only its origin can say that all of it is there.
+        let unknown = [(node(1), ALL)].into_iter().collect();
+        let heard = told(vec![at(12, 10, &[]), silent()]);
+        assert_eq!(in_commits(&unknown, &heard, &View::default()), vector(&[(1, 10)]));
+        let unheard = told(vec![silent(), received(80, 1_000)]);
+        assert_eq!(in_commits(&unknown, &unheard, &View::default()), unknown);
         let mut view = view(&[Seen::Down]);
         for (wal, unread, expected) in [(100, 0, 70), (120, 20, 70), (120, 21, 100)] {
             let facts = view.members.get_mut(&node(1)).unwrap().facts.as_mut().unwrap();

@@ -4,7 +4,11 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
+use synapsedb_core::lsn::Lsn;
 use synapsedb_core::version::VersionVector;
+
+/// In a token: as far as the origin is when it is asked. So it stands for a write whose place is not known.
+pub(super) const ALL: Lsn = Lsn(u64::MAX);
 
 /// How consistent the reads of a session are (`synapsedb.consistency`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -74,6 +78,15 @@ impl Reading {
             Consistency::Session => self.home.is_some() || !self.token.is_empty(),
             Consistency::Global => true,
         }
+    }
+
+    /// It has written on a node, at some place before `lsn`, or nobody knows where.
+    pub(super) fn has_written(&mut self, node: NodeId, lsn: Option<Lsn>) {
+        if self.token.get(node) == ALL {
+            // What is known now lies behind what was not.
+            self.token.remove(node);
+        }
+        self.token.advance(node, lsn.unwrap_or(ALL));
     }
 
     /// What it must see is more than before.
@@ -147,5 +160,9 @@ mod tests {
         let mut reading = Reading { settled: true, ..Reading::default() };
         reading.must_see(&token("1=0/5"));
         assert!(!reading.settled && reading.token == token("1=0/5"));
+        for (lsn, expected) in [(None, ALL), (Some(Lsn(7)), Lsn(7)), (Some(Lsn(6)), Lsn(7))] {
+            reading.has_written(node(1), lsn);
+            assert_eq!(reading.token.get(node(1)), expected);
+        }
     }
 }

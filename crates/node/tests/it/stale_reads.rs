@@ -218,7 +218,7 @@ async fn tried(cluster: &Cluster, level: &'static str, paused: &Node, lost: &Nod
     }
     cluster.wait_ready().await;
     eprintln!("{level}: {tally:?}");
-    assert!(tally.reads > 200, "{level}: hardly anything was read: {tally:?}");
+    assert!(tally.reads > 50, "{level}: hardly anything was read: {tally:?}");
     tally
 }
 
