@@ -160,7 +160,13 @@ fn keys_of(raw: &[u8], what: &Reading<'_>) -> Result<Option<RowKeys>> {
 fn note(raw: &[u8], keys: &RowKeys, version: RowVersion, writers: &mut Writers) -> Result<()> {
     let written: Option<Digest> = match pgoutput::decode(raw)? {
         Message::Change(Change::Insert { new, .. } | Change::Update { new, .. }) => keys.row(&new),
-        _ => None,
+        Message::Change(Change::Delete { .. } | Change::Truncate { .. })
+        | Message::LogicalMessage { .. }
+        | Message::Begin { .. }
+        | Message::Commit { .. }
+        | Message::Origin { .. }
+        | Message::Relation(_)
+        | Message::Type { .. } => None,
     };
     written.into_iter().for_each(|row| writers.wrote(row, version));
     Ok(())

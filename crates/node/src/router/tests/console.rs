@@ -109,7 +109,13 @@ async fn the_console_shows_what_pgbouncers_readers_expect() {
 
 async fn shows_who_has_what(admin: &Client, client: &Client) {
     let row = ["postgres", USER];
-    assert_eq!(field(admin, "show pools", &row, "sv_idle").await.as_deref(), Some("1"));
+    // The client has its answer before its connection is back in the pool.
+    within("the connection is idle", Duration::from_secs(5), async {
+        while field(admin, "show pools", &row, "sv_idle").await.as_deref() != Some("1") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
     let server_row = ["S", USER, "postgres"];
     let idle = field(admin, "show servers", &server_row, "state").await;
     assert_eq!(idle.as_deref(), Some("idle"));
