@@ -49,6 +49,7 @@ tests=$(sed -n 's/.*Executable.* (\(.*\))$/\1/p' <<<"$built")
 tests=$(realpath "$tests")
 target=$(dirname "$(dirname "$(dirname "$tests")")")
 
-exec docker run --rm --cap-add NET_ADMIN --cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined \
+# --init: who becomes an orphan when a test kills its parent is reaped, as on a whole system.
+exec docker run --rm --init --cap-add NET_ADMIN --cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined \
     -v "$PWD:$PWD" -v "$target:$target" -e CARGO_TARGET_DIR="$target" -w "$PWD/crates/node" \
     "$image" "$tests" --test-threads "${CLUSTERS:-2}" "$@"
