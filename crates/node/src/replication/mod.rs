@@ -19,6 +19,7 @@ mod guard;
 mod keys;
 mod lag;
 mod metrics;
+mod origin;
 pub(crate) mod outcome;
 mod part;
 pub mod position;

@@ -21,9 +21,11 @@ use tokio_postgres::types::ToSql;
 use super::apply::inherited::Inherited;
 use super::keys::{self, UniqueIndex};
 use super::recent::old_values;
-use super::{Shared, parse_origin_name};
+use super::{Shared, origin, parse_origin_name};
 
-/// How often a place is looked at whose row is locked.
+/// Whoever has it in its session is not seen by the publisher.
+const ORIGIN: &str = "synapsedb_recheck";
+/// How often a place is looked at whose row is locked, and the origin is asked for.
 const TRIES_MAX: u32 = 50;
 
 /// A local write and its place.
@@ -45,31 +47,14 @@ pub(crate) async fn all(shared: &Shared, rechecks: Vec<Recheck>) -> Result<()> {
         return Ok(());
     }
     let client = shared.sql("recheck").await?;
-    take_origin(&client).await?;
+    client.batch_execute(include_str!("sql/recheck_session.sql")).await?;
+    origin::take(&client, ORIGIN, TRIES_MAX).await?;
     for recheck in rechecks {
         one(&client, &recheck).await.context("look again at where a local write was")?;
     }
     // The session ends when it may, and the next one needs the origin at once.
     client.batch_execute("select pg_catalog.pg_replication_origin_session_reset()").await?;
     Ok(())
-}
-
-/// Only one session may hold an origin: one that was given up may take a moment to end.
-async fn take_origin(client: &Client) -> Result<()> {
-    let mut tries = 0;
-    loop {
-        match client.batch_execute(include_str!("sql/recheck_session.sql")).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.code().is_some_and(|code| code.code() == "55006") => {
-                tries += 1;
-                if tries > TRIES_MAX {
-                    return Err(error).context("take the origin of the rechecks");
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 async fn one(client: &Client, recheck: &Recheck) -> Result<()> {

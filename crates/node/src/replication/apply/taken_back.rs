@@ -6,8 +6,6 @@
 //! Whoever believed it would leave the transaction out for ever. So before lanes begin, the commit that an origin's
 //! progress tells of is looked for: it is there under the commit time of its writer.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::client::Client;
@@ -15,13 +13,12 @@ use synapsedb_pg::client::Client;
 use super::Source;
 use super::gate::sql_time;
 use crate::replication::spool::{Header, SpoolError};
-use crate::replication::{Shared, origin_name};
+use crate::replication::{Shared, origin, origin_name};
 
 /// The first major version that counts what failed, as `server_version_num`.
-const VERSION_MIN: i32 = 160_000;
+const VERSION_MIN: u32 = 160_000;
 /// How often the origin is asked for while a session from before still has it.
 const TRIES_MAX: u32 = 250;
-const TRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Transaction ids that are looked at first; each next look is at so many times as many.
 const LOOK_FIRST: i64 = 1_000;
 const LOOK_FACTOR: i64 = 8;
@@ -33,14 +30,14 @@ const FORGOTTEN_MIN: i64 = 100_000;
 /// # Errors
 /// The server or the spool cannot be read, or a session that was given up does not let go of the origin.
 pub(crate) async fn take_back(shared: &Shared, source: &Source) -> Result<bool> {
-    let client = shared.sql("progress").await?;
-    let version = "select pg_catalog.current_setting('server_version_num')::int";
-    if client.query_one(version, &[]).await?.get::<_, i32>(0) < VERSION_MIN {
+    let version = shared.postgres.health().borrow().version;
+    if version != 0 && version < VERSION_MIN {
         return Ok(false);
     }
+    let client = shared.sql("progress").await?;
     let name = origin_name(source.origin, source.incarnation);
     // Held, so that nobody is in the middle of a commit.
-    hold(&client, &name).await?;
+    origin::take(&client, &name, TRIES_MAX).await?;
     let told: Lsn =
         one_text(&client, include_str!("../sql/session_progress.sql")).await?.parse()?;
     let mut true_progress = told;
@@ -59,25 +56,6 @@ pub(crate) async fn take_back(shared: &Shared, source: &Source) -> Result<bool> 
     let lsn = true_progress.to_string();
     client.query(include_str!("../sql/seed_origin.sql"), &[&name, &lsn]).await?;
     Ok(true)
-}
-
-/// Takes the origin into this session.
-async fn hold(client: &Client, name: &str) -> Result<()> {
-    let mut tries = 0;
-    loop {
-        let sql = "select pg_catalog.pg_replication_origin_session_setup($1)";
-        match client.query(sql, &[&name]).await {
-            Ok(_) => return Ok(()),
-            Err(error) if error.code().is_some_and(|code| code.code() == "55006") => {
-                tries += 1;
-                if tries > TRIES_MAX {
-                    return Err(error).with_context(|| format!("take replication origin {name}"));
-                }
-                tokio::time::sleep(TRY_INTERVAL).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 async fn one_text(client: &Client, sql: &str) -> Result<String> {

@@ -8,5 +8,4 @@ begin
         perform pg_catalog.pg_replication_origin_create('synapsedb_recheck');
     end if;
 end
-$origin$;
-select pg_catalog.pg_replication_origin_session_setup('synapsedb_recheck')
+$origin$
