@@ -2,7 +2,6 @@
 //! removed when the value is dropped; after a failure the data is kept and named.
 
 use std::fs;
-use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::OnceCell;
 
 use crate::binary::Binary;
 use crate::client::Server;
@@ -19,6 +17,7 @@ use crate::eventually::{eventually, try_eventually};
 use crate::node::Node;
 use crate::ports::PortBase;
 use crate::reaper::Reaper;
+use crate::shared;
 
 /// How long a cluster may take from nothing until every node is ready. Two slow cores make three database clusters.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
@@ -81,6 +80,7 @@ impl Cluster {
     /// # Panics
     /// When they do not become ready, with the reason.
     pub async fn start(&self) {
+        shared::end_idle();
         for node in &self.nodes {
             if node.agent_pid().is_none() {
                 node.start();
@@ -258,77 +258,6 @@ impl Drop for Cluster {
             eprintln!("the data of the failed cluster is kept in {}", self.data.display());
         } else if let Err(error) = fs::remove_dir_all(&self.data) {
             eprintln!("the data in {} is left behind: {error}", self.data.display());
-        }
-    }
-}
-
-/// A cluster that the tests of one module share, since three servers cost seconds to make. It is never dropped: the
-/// [`Reaper`] ends it when the test process ends.
-pub struct Shared(OnceCell<Cluster>);
-
-impl Shared {
-    /// The cell for a `static` of a test module.
-    #[allow(clippy::new_without_default, reason = "const, for a static")]
-    pub const fn new() -> Self {
-        Self(OnceCell::const_new())
-    }
-
-    /// The cluster of three nodes, made by the first test that asks.
-    ///
-    /// # Panics
-    /// When it does not become ready.
-    pub async fn cluster(&self, binary: Binary) -> Borrowed<'_> {
-        self.configured(binary, |_| {}).await
-    }
-
-    /// [`Shared::cluster`], with a configuration that is changed before it is started.
-    ///
-    /// # Panics
-    /// When it does not become ready.
-    pub async fn configured(
-        &self,
-        binary: Binary,
-        configure: impl FnOnce(&Cluster),
-    ) -> Borrowed<'_> {
-        self.sized(binary, 3, configure).await
-    }
-
-    /// [`Shared::configured`], with another number of nodes.
-    ///
-    /// # Panics
-    /// When it does not become ready.
-    pub async fn sized(
-        &self,
-        binary: Binary,
-        nodes: u16,
-        configure: impl FnOnce(&Cluster),
-    ) -> Borrowed<'_> {
-        let make = async || {
-            let cluster = binary.lay_out(nodes);
-            configure(&cluster);
-            cluster.start().await;
-            cluster
-        };
-        Borrowed(self.0.get_or_init(make).await)
-    }
-}
-
-/// A shared cluster in the hands of one test: if that test fails, the data is kept.
-pub struct Borrowed<'a>(&'a Cluster);
-
-impl Deref for Borrowed<'_> {
-    type Target = Cluster;
-
-    fn deref(&self) -> &Cluster {
-        self.0
-    }
-}
-
-impl Drop for Borrowed<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.keep();
-            eprintln!("the data of the shared cluster is kept in {}", self.0.data.display());
         }
     }
 }

@@ -23,10 +23,12 @@ pub mod postgres;
 pub mod process;
 pub mod reaper;
 pub mod regress;
+pub mod shared;
 pub mod sim;
 pub mod tidy;
 
 pub use binary::{Binary, binary};
-pub use cluster::{Cluster, Shared};
+pub use cluster::Cluster;
 pub use eventually::eventually;
 pub use node::{HttpPort, Node};
+pub use shared::Shared;

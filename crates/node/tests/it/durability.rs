@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use synapsedb_core::lsn::Lsn;
-use synapsedb_dev::cluster::Borrowed;
+use synapsedb_dev::shared::Borrowed;
 use synapsedb_dev::{Cluster, HttpPort, Node, Shared, eventually};
 
 use crate::{NOTICED, binary};
@@ -14,7 +14,7 @@ use crate::{NOTICED, binary};
 /// The cluster whose class is `quorum`.
 static QUORUM: Shared = Shared::new();
 
-async fn quorum() -> Borrowed<'static> {
+async fn quorum() -> Borrowed {
     let configure = |cluster: &Cluster| set(cluster, "class", "quorum");
     QUORUM.configured(binary(), configure).await
 }

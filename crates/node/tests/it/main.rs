@@ -42,7 +42,7 @@ mod verify;
 use std::time::Duration;
 
 use synapsedb_dev::client::Server;
-use synapsedb_dev::cluster::Borrowed;
+use synapsedb_dev::shared::Borrowed;
 use synapsedb_dev::{Binary, Cluster, Node, Shared};
 
 /// How long a change of health may take to be seen.
@@ -56,7 +56,7 @@ fn binary() -> Binary {
 }
 
 /// The cluster that all tests share which break nothing.
-async fn shared() -> Borrowed<'static> {
+async fn shared() -> Borrowed {
     CLUSTER.cluster(binary()).await
 }
 

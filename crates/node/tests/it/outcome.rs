@@ -10,7 +10,7 @@ use std::time::Duration;
 use load::{Load, Told, Way};
 use postgres_protocol::message::frontend;
 use synapsedb_dev::client::{Server, Session, words};
-use synapsedb_dev::cluster::Borrowed;
+use synapsedb_dev::shared::Borrowed;
 use synapsedb_dev::{Cluster, Node, Shared, eventually};
 use tokio::sync::Mutex;
 
@@ -24,7 +24,7 @@ static TURN: Mutex<()> = Mutex::const_new(());
 const UNKNOWN_OF_HUNDRED_MAX: usize = 20;
 
 /// The cluster of these tests. On a machine that is busy with other tests a server comes back late.
-async fn shared() -> Borrowed<'static> {
+async fn shared() -> Borrowed {
     let patient = |cluster: &Cluster| {
         for node in cluster.nodes() {
             node.configure("router.resolve_wait_ms", 10_000);

@@ -2,7 +2,7 @@
 //! meets others at once. Every test has a database, and with it a pool, of its own.
 
 use synapsedb_dev::client::Server;
-use synapsedb_dev::cluster::Borrowed;
+use synapsedb_dev::shared::Borrowed;
 use synapsedb_dev::{Cluster, Shared};
 
 use crate::binary;
@@ -17,7 +17,7 @@ static CLUSTER: Shared = Shared::new();
 static BY_SESSION: Shared = Shared::new();
 
 /// The node that all tests of the router's transparency share.
-pub async fn routed() -> Borrowed<'static> {
+pub async fn routed() -> Borrowed {
     let small = |cluster: &Cluster| {
         cluster.node(1).configure("router.pool_size", POOL_SIZE);
     };
@@ -25,7 +25,7 @@ pub async fn routed() -> Borrowed<'static> {
 }
 
 /// A node whose router gives every client a server connection of its own.
-pub async fn routed_by_session() -> Borrowed<'static> {
+pub async fn routed_by_session() -> Borrowed {
     let whole = |cluster: &Cluster| {
         cluster.node(1).configure("router.pool_mode", "session");
     };
