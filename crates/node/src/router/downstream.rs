@@ -136,6 +136,7 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
         }
         // A client that listens keeps its connection; to all others it is the leftover of somebody else's.
         backend::NOTIFICATION_RESPONSE if !session.may_listen() => Fate::Drop,
+        backend::NOTIFICATION_RESPONSE if session.is_delivered_elsewhere(body) => Fate::Drop,
         backend::NOTIFICATION_RESPONSE => own_notification(session, server, body),
         backend::COPY_IN_RESPONSE | backend::COPY_BOTH_RESPONSE => {
             server.expected.copy_begins();

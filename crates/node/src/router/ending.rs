@@ -86,7 +86,7 @@ impl Session {
     ) -> Result<Option<Lent>, Ended> {
         let config = &self.worker.shared.config;
         let grace = Duration::from_millis(match end {
-            End::PrimaryChanged(_) => config.primary_change_grace_ms,
+            End::PrimaryChanged(_) | End::Deaf => config.primary_change_grace_ms,
             End::Draining => config.drain_ms,
             End::Killed => 0,
         });
@@ -132,6 +132,7 @@ impl Session {
             }
             End::Draining => Ended::telling(EndedBy::Draining, &draining()),
             End::Killed => Ended::telling(EndedBy::Killed, &killed()),
+            End::Deaf => self.deafened(),
         }
     }
 

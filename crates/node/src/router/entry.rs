@@ -1,7 +1,8 @@
 //! A client's session as the rest of its worker sees it: who it is, what it does, and how it is told to end.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use synapsedb_core::ids::NodeId;
 
 use super::Endpoint;
+use super::ear::Ear;
+use super::metrics::EndedBy;
 use super::server::CancelKey;
 
 /// Why a session is told to end, or to let go of its server.
@@ -20,6 +23,8 @@ pub(super) enum End {
     Draining,
     /// An operator has ended it.
     Killed,
+    /// It does not hear any more what it listens to.
+    Deaf,
 }
 
 /// What a client is doing.
@@ -62,6 +67,8 @@ pub(super) struct Entry {
     pub(super) asked: Cell<Option<Instant>>,
     /// Prepared statements that it has by name.
     pub(super) prepared: Cell<usize>,
+    /// Its part in shared listeners, if it has ever listened.
+    pub(super) ear: OnceCell<Rc<Ear>>,
     end: Cell<Option<End>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -77,6 +84,7 @@ impl Entry {
             dedicated: Cell::new(false),
             asked: Cell::new(None),
             prepared: Cell::new(0),
+            ear: OnceCell::new(),
             end: Cell::new(None),
             waker: RefCell::default(),
         }
@@ -85,9 +93,14 @@ impl Entry {
     /// Tells the session; what ends it for good stands before what ends its transaction.
     pub(super) fn tell(&self, end: End) {
         match self.end.get() {
-            Some(End::Draining | End::Killed) => {}
+            Some(End::Draining | End::Killed | End::Deaf) => {}
             Some(End::PrimaryChanged(_)) | None => self.end.set(Some(end)),
         }
+        self.wake();
+    }
+
+    /// Has the session look what there is for it.
+    pub(super) fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -99,6 +112,14 @@ impl Entry {
         if self.client.endpoint == Endpoint::Write && node.is_some_and(|node| Some(node) != primary)
         {
             self.tell(End::PrimaryChanged(primary));
+        }
+        let hub = self.ear.get().and_then(|ear| Some((ear, ear.hub()?)));
+        if self.client.endpoint == Endpoint::Write
+            && let Some((ear, hub)) = hub
+            && Some(hub.node()) != primary
+        {
+            // What is notified there is not what the write endpoint promises.
+            ear.end(EndedBy::PrimaryChanged, super::loss::primary_changed(primary));
         }
     }
 

@@ -75,9 +75,11 @@ fn pinned(encoder: &mut DescriptorEncoder, snapshots: &[Snapshot]) -> Result<(),
     let sessions = || snapshots.iter().flat_map(|snapshot| &snapshot.sessions);
     let pinned = sessions().filter(|session| session.pin.is_some()).count();
     let longest = sessions().map(|session| session.waited).max().unwrap_or_default();
+    let listening = sessions().filter(|session| session.channels > 0).count();
     let paused = snapshots.iter().any(|snapshot| snapshot.holds.pauses_any());
     for (name, help, value) in [
         ("pinned", "Clients that keep their server connection between transactions", pinned as f64),
+        ("listening", "Clients that listen through a shared listener", listening as f64),
         (
             "wait_longest_seconds",
             "How long the client has waited that waits for longest",

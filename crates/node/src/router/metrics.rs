@@ -92,6 +92,8 @@ pub(super) enum EndedBy {
     Draining,
     /// By an operator.
     Killed,
+    /// What it listened through was lost, or it did not read what it heard.
+    Deaf,
 }
 
 impl EndedBy {
@@ -104,6 +106,7 @@ impl EndedBy {
             Self::PrimaryChanged => "primary_changed",
             Self::Draining => "draining",
             Self::Killed => "killed",
+            Self::Deaf => "deaf",
         }
     }
 }

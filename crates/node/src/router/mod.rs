@@ -36,15 +36,19 @@ mod breaker;
 mod by_statement;
 mod cancel;
 mod certificate;
+mod channels;
 mod console;
 mod dial;
 mod downstream;
+mod ear;
 mod ending;
 mod entry;
 mod expected;
 mod exposition;
 mod fresh;
 mod gate;
+mod hearing;
+mod hub;
 mod lend;
 mod limits;
 mod listen;
@@ -153,6 +157,12 @@ pub struct Config {
     pub prepared_statements_max: usize,
     /// The longest statement that is looked at as a whole and can be prepared by name, in bytes.
     pub query_bytes_max: usize,
+    /// Channels that a client may listen to through a shared connection; with more it keeps a connection of its own.
+    pub listen_channels_max: usize,
+    /// Channels of one shared listener; a client whose channels would be more keeps a connection of its own.
+    pub listener_channels_max: usize,
+    /// Notifications that wait for one client, in bytes: with more its session ends.
+    pub notifications_bytes_max: usize,
     /// Whether transactions that have written carry a marker, by which a COMMIT whose server connection was lost can be
     /// told from one that did not take effect.
     pub resolve_commits: bool,
@@ -204,6 +214,9 @@ impl Default for Config {
             server_lifetime_ms: 3_600_000,
             prepared_statements_max: 200,
             query_bytes_max: 1024 * 1024,
+            listen_channels_max: 1_000,
+            listener_channels_max: 10_000,
+            notifications_bytes_max: 4 * 1024 * 1024,
             resolve_commits: true,
             resolve_wait_ms: 5_000,
             failed_login_delay_ms: 500,

@@ -7,9 +7,11 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::account::Account;
+use super::hub::Hub;
 use super::login::Origin;
 use super::server::{self, Address, ConnectError, Server};
 use super::settings::{Settings, can_serve};
@@ -40,6 +42,8 @@ pub(super) struct Pool {
     opened_after: Cell<Option<Instant>>,
     /// Transactions of this worker on the node, those of all its pools.
     pub(super) lent: Rc<Cell<u64>>,
+    /// What listens for the clients.
+    hub: Mutex<Option<Rc<Hub>>>,
 }
 
 /// What a connection is opened for.
@@ -91,6 +95,7 @@ impl Pool {
             waiting: RefCell::default(),
             opened_after: Cell::new(None),
             lent: worker.lent(address.node),
+            hub: Mutex::default(),
             address,
         }
     }
@@ -337,12 +342,44 @@ impl Pool {
     pub(super) fn close_idle(self: &Rc<Self>) {
         let closed = std::mem::take(&mut *self.idle.borrow_mut());
         closed.iter().for_each(|_| self.lost());
+        self.sweep_hub();
         self.serve_waiting();
     }
 
     /// Looks at the connections that nobody has now.
     pub(super) fn each_idle(&self, mut look: impl FnMut(&Server)) {
         self.idle.borrow().iter().for_each(|server| look(server));
+    }
+
+    /// The shared listener, opened if there is none.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub(super) async fn hub(
+        &self,
+        worker: &Rc<Worker>,
+        account: &Rc<Account>,
+    ) -> Result<Rc<Hub>, ConnectError> {
+        // Others who want it wait until it is there.
+        let mut hub = self.hub.lock().await;
+        if let Some(hub) = hub.as_ref().filter(|hub| !hub.is_lost()) {
+            return Ok(Rc::clone(hub));
+        }
+        let opened = Hub::open(worker, account, self).await?;
+        Ok(Rc::clone(hub.insert(opened)))
+    }
+
+    /// Closes the shared listener when nobody listens.
+    pub(super) fn sweep_hub(&self) {
+        if let Ok(mut hub) = self.hub.try_lock() {
+            hub.take_if(|hub| hub.is_idle() && Rc::strong_count(hub) == 1);
+        }
+    }
+
+    /// Looks at the shared listener.
+    pub(super) fn see_hub<T>(&self, look: impl FnOnce(&Hub) -> T) -> Option<T> {
+        let hub = self.hub.try_lock().ok()?;
+        hub.as_ref().filter(|hub| !hub.is_lost()).map(|hub| look(hub))
     }
 
     pub(super) fn counts(&self) -> Counts {

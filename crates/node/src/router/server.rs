@@ -159,11 +159,24 @@ impl Server {
                 backend::NOTIFICATION_RESPONSE => self.heard.push(body),
                 backend::READY_FOR_QUERY => {
                     self.status = body.first().copied().unwrap_or(b'I');
+                    self.hear(&mut buffer);
                     return failed.map_or(Ok(rows), |text| Err(AskError::Refused(text)));
                 }
                 _ => {}
             }
         }
+    }
+
+    /// Takes the notifications that came behind an answer; whatever else did is kept for whoever reads next.
+    fn hear(&mut self, buffer: &mut BytesMut) {
+        while buffer.first() == Some(&backend::NOTIFICATION_RESPONSE)
+            && let Some(&[_, a, b, c, d]) = buffer.first_chunk()
+            && let length @ 4.. = u32::from_be_bytes([a, b, c, d]) as usize
+            && buffer.len() > length
+        {
+            self.heard.push(buffer.split_to(length + 1).freeze().slice(5..));
+        }
+        self.inbox = buffer.to_vec();
     }
 
     /// Takes note of a ParameterStatus body.
@@ -385,7 +398,7 @@ fn answer(
 }
 
 /// Reads one whole message: tag and body.
-async fn next_message(
+pub(super) async fn next_message(
     io: &mut Socket,
     buffer: &mut BytesMut,
     bytes_max: usize,

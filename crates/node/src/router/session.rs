@@ -224,6 +224,9 @@ impl Session {
         if let Some(home) = self.home.take() {
             home.set(home.get().saturating_sub(1));
         }
+        if let Some(ear) = self.entry.ear.get() {
+            ear.leave();
+        }
         let mut last = std::mem::take(&mut self.unsent);
         last.extend_from_slice(&ended.last);
         self.io.part(&last, self.worker.farewell()).await;
@@ -254,6 +257,12 @@ impl Session {
                 }
             };
             self.entry.activity.set(Activity::Active);
+            if self.must_take_channels() {
+                held = match Box::pin(self.take_channels(held)).await {
+                    Ok(held) => held,
+                    Err(ended) => return ended,
+                };
+            }
             let turn = std::future::poll_fn(|cx| self.poll_turn(cx, &mut held)).await;
             lent = match turn {
                 Turn::Quiet if self.leaves_nothing() && !self.must_sample() => {
@@ -299,6 +308,7 @@ impl Session {
             Some(End::Killed) => {
                 return Poll::Ready(Some(Ended::telling(EndedBy::Killed, &killed())));
             }
+            Some(End::Deaf) => return Poll::Ready(Some(self.deafened())),
             Some(End::PrimaryChanged(_)) => self.entry.settled(),
             None => {}
         }
@@ -312,8 +322,10 @@ impl Session {
                 Ok(false) => {}
                 Err(ended) => return Poll::Ready(Some(ended)),
             }
+            self.take_mail();
             if !self.unsent.is_empty() || self.io.holds_back() {
                 match self.io.poll_unsent(cx, &mut self.unsent) {
+                    Poll::Ready(Ok(())) if self.has_mail() => continue,
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => {
                         return Poll::Ready(Some(Ended::quietly(EndedBy::ClientLost)));
@@ -393,7 +405,15 @@ impl Session {
             Ok(found) => {
                 let wanted = found.wanted(&self.origin.settings);
                 self.wanted = self.worker.settings.intern(wanted);
-                self.entry.pin.set(found.pin);
+                let placed = self.place_channels(&mut lent, found.channels, found.pin);
+                match Box::pin(placed).await {
+                    Ok(pin) => self.entry.pin.set(pin),
+                    Err(_) => {
+                        // The session was told, and ends before anything else.
+                        self.end_lent(lent);
+                        return None;
+                    }
+                }
             }
             // Whatever is there, it stays with the client.
             Err(error) => {
@@ -402,6 +422,7 @@ impl Session {
                     "the state of a session is unknown: {error}"
                 );
                 self.entry.pin.set(Some("its state on the server is unknown"));
+                self.must_hear(lent.server.node(), &error.to_string());
             }
         }
         if self.keeps_server() {

@@ -72,6 +72,8 @@ pub(super) struct SessionSnapshot {
     /// The server connection that it has.
     pub(super) server: Option<ServerSnapshot>,
     pub(super) pin: Option<&'static str>,
+    /// Channels that it listens to through a shared listener.
+    pub(super) channels: usize,
 }
 
 /// A connection to a server.
@@ -108,6 +110,7 @@ impl SessionSnapshot {
             dedicated: entry.dedicated.get(),
             server: entry.current.borrow().as_ref().map(ServerSnapshot::of),
             pin: entry.pin.get(),
+            channels: entry.ear.get().map_or(0, |ear| ear.channels()),
         }
     }
 }
@@ -133,7 +136,11 @@ impl AccountTotals {
                 seen.prepared = server.prepared.count();
                 idle.push(seen);
             });
-            PoolSnapshot { node: pool.address.node, counts: pool.counts(), idle }
+            let listener = pool.see_hub(|hub| {
+                let (clients, channels) = hub.counts();
+                ListenerSnapshot { server: ServerSnapshot::of(hub.key()), clients, channels }
+            });
+            PoolSnapshot { node: pool.address.node, counts: pool.counts(), idle, listener }
         };
         Self {
             user: account.user.clone(),
@@ -152,6 +159,15 @@ pub(super) struct PoolSnapshot {
     pub(super) counts: Counts,
     /// The connections that nobody has now.
     pub(super) idle: Vec<ServerSnapshot>,
+    pub(super) listener: Option<ListenerSnapshot>,
+}
+
+/// A shared listener.
+#[derive(Clone, Debug)]
+pub(super) struct ListenerSnapshot {
+    pub(super) server: ServerSnapshot,
+    pub(super) clients: usize,
+    pub(super) channels: usize,
 }
 
 /// The clients by endpoint.

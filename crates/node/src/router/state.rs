@@ -11,13 +11,8 @@ use super::settings::{Settings, difference};
 use super::worker::Worker;
 
 /// The reasons for which a session keeps its connection, as `state.sql` gives them.
-const PINS: [&str; 5] = [
-    "temporary tables",
-    "advisory locks",
-    "cursors WITH HOLD",
-    "LISTEN",
-    "prepared statements by PREPARE",
-];
+const PINS: [&str; 4] =
+    ["temporary tables", "advisory locks", "cursors WITH HOLD", "prepared statements by PREPARE"];
 
 /// What is on a server connection.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,6 +21,8 @@ pub(super) struct Found {
     session: Settings,
     /// What keeps the connection with its client.
     pub(super) pin: Option<&'static str>,
+    /// What it listens to.
+    pub(super) channels: BTreeSet<String>,
 }
 
 impl Found {
@@ -62,6 +59,9 @@ pub(super) async fn look(
     for row in rows {
         match &row[..] {
             [Some(kind), Some(name), Some(value)] => match kind.as_str() {
+                "channel" => {
+                    found.channels.insert(name.clone());
+                }
                 "client" => {
                     applied.insert(name.clone(), value.clone());
                 }

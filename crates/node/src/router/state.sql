@@ -25,8 +25,8 @@ union all
 select 'pin', null, 'cursors WITH HOLD'
 where exists (select from pg_catalog.pg_cursors where is_holdable)
 union all
-select 'pin', null, 'LISTEN'
-where exists (select from pg_catalog.pg_listening_channels())
+select 'channel', channel, ''
+from pg_catalog.pg_listening_channels() as channel
 union all
 select 'pin', null, 'prepared statements by PREPARE'
 where exists (select from pg_catalog.pg_prepared_statements where from_sql)

@@ -60,6 +60,8 @@ pub(super) struct Reading {
     pub(super) settled: bool,
     /// It goes elsewhere if it can: its home has just been lost.
     pub(super) leaves: bool,
+    /// It listens on its home, and stays there for that.
+    pub(super) listens: bool,
     /// The transaction that begins reads nothing: it may begin anywhere, and shows nothing.
     pub(super) excused: bool,
 }

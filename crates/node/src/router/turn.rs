@@ -74,6 +74,7 @@ impl Session {
     pub(super) fn lets_go(&self) -> bool {
         !self.keeps_server()
             || self.kept_ready
+            || self.entry.pin.get() == Some(super::hearing::BORROWED)
             || (self.origin.dedicated.is_none() && self.may_have_changed())
     }
 

@@ -32,7 +32,8 @@ pub(super) const ANYTHING: Flags = Flags::MAY_SET
     .with(Flags::MAY_HOLD)
     .with(Flags::MAY_RELEASE)
     .with(Flags::WRITES)
-    .with(Flags::UTILITY);
+    .with(Flags::UTILITY)
+    .with(Flags::CHANNELS);
 
 /// What became of a client's bytes.
 pub(super) struct Taken<'a> {
@@ -111,6 +112,11 @@ pub(super) struct Up<'a, 'b> {
 
 impl<'a> Up<'a, '_> {
     fn message(&mut self, tag: u8, length: usize) -> Result<Step, Failure> {
+        if let Some(ear) = self.session.entry.ear.get()
+            && self.session.must_wait(ear, self.server, (tag, length), self.body(length))
+        {
+            return Ok(Step::More);
+        }
         let of = self.data.get(self.at + HEADER_BYTES).copied();
         let step = self.pass_on(tag, length)?;
         if matches!((tag, &step), (b'P' | b'B' | b'D' | b'C' | b'E' | b'H', Step::Next)) {

@@ -187,7 +187,7 @@ impl Worker {
         };
         let now = Instant::now();
         let is_home = |reader: &Reader| Some(reader.address.node) == reading.home;
-        if reading.consistency.keeps_home()
+        if (reading.consistency.keeps_home() || reading.listens)
             && !reading.leaves
             && let Some(home) = readers.iter().find(|reader| is_home(reader))
             && home.behind_ms.is_none()
@@ -339,7 +339,10 @@ impl Worker {
             for account in self.accounts() {
                 let idle_max = if account.clients.get() == 0 { CLIENTLESS_MAX } else { idle_max };
                 let least = warm::least(&self, &account);
-                account.pools().iter().for_each(|pool| pool.sweep(idle_max, least));
+                for pool in account.pools() {
+                    pool.sweep(idle_max, least);
+                    pool.sweep_hub();
+                }
                 warm::keep(&self, &account);
                 if period_ends {
                     account.next_period();

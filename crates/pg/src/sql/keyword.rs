@@ -40,6 +40,7 @@ pub(super) enum Keyword {
     Local,
     Merge,
     Move,
+    Notify,
     Prepare,
     Prepared,
     Program,
@@ -102,7 +103,7 @@ impl Keyword {
 }
 
 #[rustfmt::skip]
-const KEYWORDS: [(&str, Keyword); 63] = [
+const KEYWORDS: [(&str, Keyword); 64] = [
     ("abort", Keyword::Abort), ("alter", Keyword::Alter), ("analyze", Keyword::Analyze),
     ("analyse", Keyword::Analyze), ("and", Keyword::And), ("begin", Keyword::Begin), ("call", Keyword::Call),
     ("chain", Keyword::Chain), ("close", Keyword::Close), ("commit", Keyword::Commit),
@@ -121,6 +122,7 @@ const KEYWORDS: [(&str, Keyword); 63] = [
     ("temporary", Keyword::Temporary), ("to", Keyword::To), ("transaction", Keyword::Transaction),
     ("true", Keyword::True), ("unlisten", Keyword::Unlisten), ("update", Keyword::Update), ("user", Keyword::User),
     ("values", Keyword::Values), ("with", Keyword::With), ("group", Keyword::Role),
+    ("notify", Keyword::Notify),
 ];
 
 /// What may stand before a parenthesis in a text that only reads: syntax, and functions of PostgreSQL in everyday use.
@@ -222,12 +224,18 @@ fn effects_of_verb(verb: Keyword) -> Flags {
         K::Select | K::Values | K::Table | K::With | K::Show | K::Explain | K::Copy => none,
         K::Fetch | K::Move | K::Declare | K::Savepoint | K::Release => none,
         K::Set | K::Reset => Flags::MAY_SET,
-        K::Discard => Flags::MAY_SET | Flags::SETS_UNNAMED | Flags::MAY_RELEASE,
-        K::Do | K::Call => Flags::MAY_SET | Flags::SETS_UNNAMED | Flags::MAY_HOLD | Flags::WRITES,
-        K::Listen | K::Load => Flags::MAY_HOLD,
+        K::Discard => Flags::MAY_SET | Flags::SETS_UNNAMED | Flags::MAY_RELEASE | Flags::CHANNELS,
+        K::Do | K::Call => {
+            let session = Flags::MAY_SET | Flags::SETS_UNNAMED | Flags::MAY_HOLD;
+            session | Flags::WRITES | Flags::CHANNELS
+        }
+        K::Listen => Flags::MAY_HOLD | Flags::CHANNELS,
+        K::Load => Flags::MAY_HOLD,
         // Of the statement in it the words tell; the name of a transaction does.
         K::Prepare => Flags::MAY_HOLD,
-        K::Unlisten | K::Close | K::Deallocate => Flags::MAY_RELEASE,
+        K::Unlisten => Flags::MAY_RELEASE | Flags::CHANNELS,
+        K::Notify => Flags::WRITES | Flags::CHANNELS,
+        K::Close | K::Deallocate => Flags::MAY_RELEASE,
         K::Drop => Flags::MAY_RELEASE | Flags::WRITES,
         K::Begin | K::Start => Flags::BEGIN,
         K::Commit | K::End | K::Rollback | K::Abort => Flags::END,
@@ -289,7 +297,7 @@ const HOLDS_AND_WRITES: Function = Function::Flags(Flags::MAY_HOLD.with(Flags::W
 const RELEASES_AND_WRITES: Function = Function::Flags(Flags::MAY_RELEASE.with(Flags::WRITES));
 
 /// Names that tell something, most of them PostgreSQL's functions.
-const NAMES: [(&str, Function); 42] = [
+const NAMES: [(&str, Function); 43] = [
     ("set_config", Function::Sets),
     ("pg_settings", Function::Settings),
     ("synapsedb", Function::Synapsedb),
@@ -309,7 +317,8 @@ const NAMES: [(&str, Function); 42] = [
     ("pg_drop_replication_slot", RELEASES_AND_WRITES),
     ("nextval", WRITES),
     ("setval", WRITES),
-    ("pg_notify", WRITES),
+    ("pg_notify", Function::Flags(Flags::WRITES.with(Flags::CHANNELS))),
+    ("pg_listening_channels", Function::Flags(Flags::CHANNELS)),
     ("pg_logical_emit_message", WRITES),
     ("pg_current_xact_id", WRITES),
     ("txid_current", WRITES),

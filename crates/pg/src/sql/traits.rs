@@ -56,8 +56,11 @@ impl Flags {
     /// A string without escapes holds a backslash: with `standard_conforming_strings = off` the text may be another,
     /// and nothing else that is said here holds.
     pub const BACKSLASH: Self = Self(1 << 10);
+    /// It says or asks something about notifications: LISTEN, UNLISTEN, NOTIFY, DISCARD, DO, CALL,
+    /// `pg_notify`, `pg_listening_channels`. What other functions do is not known.
+    pub const CHANNELS: Self = Self(1 << 14);
 
-    const NAMES: [(Self, &str); 14] = [
+    const NAMES: [(Self, &str); 15] = [
         (Self::MAY_SET, "MAY_SET"),
         (Self::SETS_UNNAMED, "SETS_UNNAMED"),
         (Self::MAY_HOLD, "MAY_HOLD"),
@@ -72,6 +75,7 @@ impl Flags {
         (Self::OTHER_DATABASE_DROP, "OTHER_DATABASE_DROP"),
         (Self::OWN, "OWN"),
         (Self::BACKSLASH, "BACKSLASH"),
+        (Self::CHANNELS, "CHANNELS"),
     ];
     const NONE: Self = Self(0);
 

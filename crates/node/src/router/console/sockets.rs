@@ -45,7 +45,8 @@ const BUFFERS: [Column; 7] = [
     ("pkt_avail", Int4),
     ("send_avail", Int4),
 ];
-const OURS: [Column; 3] = [("node", Int4), ("endpoint", Text), ("pinned", Text)];
+const OURS: [Column; 4] =
+    [("node", Int4), ("endpoint", Text), ("pinned", Text), ("channels", Int4)];
 
 fn columns(buffers: bool) -> Table {
     let mut columns = COLUMNS.to_vec();
@@ -81,7 +82,7 @@ fn client_name(session: &SessionSnapshot) -> String {
 /// A row but for the columns of buffers.
 struct Row {
     standard: Vec<Field>,
-    ours: [Field; 3],
+    ours: [Field; 4],
 }
 
 impl Row {
@@ -134,6 +135,7 @@ fn client(shared: &Shared, session: &SessionSnapshot, state: &str) -> Row {
             server.map(|server| server.node.to_string()),
             text(session.client.endpoint.name()),
             session.pin.map(str::to_owned),
+            number(session.channels),
         ],
     }
 }
@@ -184,6 +186,7 @@ fn server(
             number(server.node),
             session.map(|session| session.client.endpoint.name().to_owned()),
             session.and_then(|session| session.pin).map(str::to_owned),
+            number(0),
         ],
     }
 }
@@ -219,6 +222,13 @@ fn put_servers(snapshots: &[Snapshot], states: [&str; 2], buffers: bool, table: 
         for idle in account.pools.iter().flat_map(|pool| &pool.idle) {
             let of = (account.user.as_str(), account.database.as_str());
             server(idle, of, states[1], None).put(buffers, table);
+        }
+        for shared in account.pools.iter().filter_map(|pool| pool.listener.as_ref()) {
+            let of = (account.user.as_str(), account.database.as_str());
+            let mut row = server(&shared.server, of, states[0], None);
+            row.ours[2] = text(format!("LISTEN for {} clients", shared.clients));
+            row.ours[3] = number(shared.channels);
+            row.put(buffers, table);
         }
     }
 }

@@ -16,6 +16,7 @@ mod certificates;
 mod console;
 mod garbage;
 mod limits;
+mod listening;
 mod pooling;
 mod pools;
 mod routing;

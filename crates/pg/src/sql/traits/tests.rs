@@ -13,6 +13,7 @@ const BEGIN: Flags = Flags::BEGIN;
 const END: Flags = Flags::END;
 const WRITES: Flags = Flags::WRITES;
 const SEVERAL: Flags = Flags::SEVERAL;
+const CHANNELS: Flags = Flags::CHANNELS;
 const OWN: Flags = Flags::OWN;
 const NONE: Flags = Flags::NONE;
 
@@ -57,7 +58,7 @@ fn settings() {
         ("SET local TO 1", SET),
         ("RESET work_mem", SET),
         ("RESET ALL", SET),
-        ("DISCARD ALL", UNNAMED | RELEASE),
+        ("DISCARD ALL", UNNAMED | RELEASE | CHANNELS),
         ("SET search_path = pg_temp, public", SET | HOLD),
         ("SET search_path = 'pg_temp', public", SET | HOLD),
         ("SET LOCAL search_path = 'PG_TEMP'", HOLD),
@@ -140,9 +141,9 @@ fn what_stays_in_the_session() {
         ("EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1", HOLD | WRITES),
         ("CREATE TABLE weather (temp int, temporary bool)", WRITES),
         ("SELECT temp FROM weather", NONE),
-        ("LISTEN x", HOLD),
-        ("UNLISTEN *", RELEASE),
-        ("NOTIFY x", WRITES),
+        ("LISTEN x", HOLD | CHANNELS),
+        ("UNLISTEN *", RELEASE | CHANNELS),
+        ("NOTIFY x", WRITES | CHANNELS),
         ("PREPARE p AS SELECT 1", HOLD),
         ("PREPARE p (int) AS INSERT INTO t VALUES ($1)", HOLD | WRITES),
         ("PREPARE transaction AS SELECT 'x'", HOLD),
@@ -234,7 +235,9 @@ fn writing() {
         ("SELECT nextval('s')", WRITES),
         ("SELECT pg_catalog.setval('s', 1)", WRITES),
         ("SELECT currval('s'), lastval()", NONE),
-        ("SELECT pg_notify('x', 'y')", WRITES),
+        ("SELECT pg_notify('x', 'y')", WRITES | CHANNELS),
+        ("SELECT * FROM pg_listening_channels()", CHANNELS),
+        ("SELECT notify, listen FROM t", NONE),
         ("SELECT lo_create(0), lo_unlink(1)", WRITES),
         ("SELECT txid_current()", WRITES),
         ("SELECT txid_current_if_assigned()", NONE),
@@ -275,7 +278,7 @@ fn several() {
     }
     check(&[
         ("SELECT 1; SET x = 1", SET | SEVERAL),
-        ("SET LOCAL x = 1; LISTEN y; SELECT nextval('z')", HOLD | WRITES | SEVERAL),
+        ("SET LOCAL x = 1; LISTEN y; SELECT nextval('z')", HOLD | WRITES | SEVERAL | CHANNELS),
     ]);
     // What is in a body counts, so that nothing can hide behind one.
     let body = b"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 AS case; END; SET x = 1";
@@ -300,7 +303,7 @@ fn backslashes() {
 #[test]
 fn flags_are_printed_by_name() {
     let shown = format!("{:?}", Traits::of(b"LISTEN x; SELECT 1").flags);
-    assert_eq!(shown, r#"{"MAY_HOLD", "UTILITY", "SEVERAL"}"#);
+    assert_eq!(shown, r#"{"MAY_HOLD", "UTILITY", "SEVERAL", "CHANNELS"}"#);
     assert!(Traits::of(b"SELECT 1").flags.is_empty());
 }
 
