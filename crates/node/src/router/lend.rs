@@ -57,6 +57,21 @@ impl Session {
         (flow, since)
     }
 
+    /// Counts what was done on a connection that was lent.
+    pub(super) fn account_for(&mut self, pool: Option<&Rc<Pool>>, flow: &Flow, since: Instant) {
+        let took = since.elapsed();
+        add(&self.account.counters.transaction_us, took.as_micros() as u64);
+        if !self.keeps_server() {
+            flow.note(took);
+        }
+        let (received, sent) = std::mem::take(&mut self.moved);
+        flow.end(received, sent);
+        self.entry.prepared.set(self.prepared.len());
+        if let Some(pool) = pool {
+            pool.lent.set(pool.lent.get().saturating_sub(1));
+        }
+    }
+
     /// The session is at this node from now on, and the node shows what the session must see.
     pub(super) fn stay_at(&mut self, node: NodeId) {
         // One that is excused has seen nothing there, and what follows it is not excused.

@@ -368,20 +368,6 @@ impl Session {
         }
     }
 
-    pub(super) fn account_for(&mut self, pool: Option<&Rc<Pool>>, flow: &Flow, since: Instant) {
-        let took = since.elapsed();
-        add(&self.account.counters.transaction_us, took.as_micros() as u64);
-        if !self.keeps_server() {
-            flow.note(took);
-        }
-        let (received, sent) = std::mem::take(&mut self.moved);
-        flow.end(received, sent);
-        self.entry.prepared.set(self.prepared.len());
-        if let Some(pool) = pool {
-            pool.lent.set(pool.lent.get().saturating_sub(1));
-        }
-    }
-
     /// Looks at what the transaction may have left on the connection: settings go with the client, everything else
     /// keeps the connection with it.
     pub(super) async fn settle(&mut self, mut lent: Lent) -> Option<Lent> {
