@@ -164,7 +164,7 @@ fn start_services(
     // Where applications connect.
     let (peers, local) = ways;
     let seen = (&gossip, &peers, &replication);
-    let world = router::World::new(&config.router, &identity, &raft, seen, local, &tls)?;
+    let world = router::World::new(&config.router, &identity, &raft, seen, local, &tls);
     let (router, task) = router::new(config.router, world, &mut registry)?;
     tasks.spawn("router", |stop| task.run(stop));
 

@@ -132,6 +132,11 @@ impl Check<'_, '_> {
                 "needs router.tls_client_ca_file, the authority of the clients' certificates (PEM)";
             self.refuse("router.client_certificates", text);
         }
+        if config.client_authority().is_none() && config.client_revocations().is_some() {
+            let text = "needs router.client_certificates = \"allow\" or \"require\": nobody is asked for one";
+            self.refuse("router.tls_client_crl_file", text);
+        }
+        self.within("router.tls_reload_interval_ms", config.tls_reload_interval_ms, 10, 3_600_000);
         for (index, rule) in config.pools.iter().enumerate() {
             if rule.size == Some(0) || (rule.size.is_none() && rule.mode.is_none()) {
                 let text = "needs a `mode`, or a `size` of at least 1, or both";

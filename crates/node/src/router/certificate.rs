@@ -1,5 +1,7 @@
 //! TLS with clients: asked for in PostgreSQL's protocol or begun at once, and what a client's certificate must say.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -9,7 +11,7 @@ use super::socket::Socket;
 use super::startup::Failure;
 use super::worker::Worker;
 use super::{Config, Endpoint};
-use crate::tls;
+use crate::tls::{self, clients::Served};
 
 /// The first byte of a TLS handshake; the first of a startup packet's length is zero.
 const HANDSHAKE: u8 = 0x16;
@@ -47,24 +49,29 @@ impl Config {
             }
         }
     }
+
+    /// The file of the clients' certificates that are revoked, if there is one.
+    pub fn client_revocations(&self) -> Option<&std::path::Path> {
+        let file = self.tls_client_crl_file.as_path();
+        (!file.as_os_str().is_empty()).then_some(file)
+    }
 }
+
+/// A connection of a client, and the certificate that it was shown.
+pub(super) type Begun = (Socket, Option<Arc<Served>>);
 
 /// A new connection, in TLS if the client begins with that instead of asking for it (`sslnegotiation=direct`); `None`
 /// if it is refused, which it is not told, as PostgreSQL does not.
-pub(super) async fn begin(
-    worker: &Worker,
-    endpoint: Endpoint,
-    stream: TcpStream,
-) -> Option<Socket> {
+pub(super) async fn begin(worker: &Worker, endpoint: Endpoint, stream: TcpStream) -> Option<Begun> {
     let mut first = [0];
     if stream.peek(&mut first).await.ok()? == 0 || first[0] != HANDSHAKE {
-        return Some(Socket::Tcp(stream));
+        return Some((Socket::Tcp(stream), None));
     }
-    let socket = encrypt(worker, endpoint, stream).await?;
+    let (socket, shown) = encrypt(worker, endpoint, stream).await?;
     // Else what is meant for another protocol could be sent here.
     let Socket::Tls(stream) = &socket else { return None };
     if stream.get_ref().1.alpn_protocol() == Some(tls::ALPN) {
-        return Some(socket);
+        return Some((socket, shown));
     }
     worker.shared.metrics.refused(endpoint, Refused::Tls);
     tracing::debug!("a client began TLS at once without naming the protocol \"postgresql\" (ALPN)");
@@ -77,13 +84,16 @@ pub(super) async fn encrypt(
     worker: &Worker,
     endpoint: Endpoint,
     stream: TcpStream,
-) -> Option<Socket> {
+) -> Option<Begun> {
     let why = match &worker.shared.tls {
         None => "there is no TLS here".to_owned(),
-        Some(tls) => match tls.accept(stream).await {
-            Ok(stream) => return Some(Socket::Tls(Box::new(stream.into()))),
-            Err(error) => error.to_string(),
-        },
+        Some(tls) => {
+            let shown = tls.now();
+            match shown.acceptor.accept(stream).await {
+                Ok(stream) => return Some((Socket::Tls(Box::new(stream.into())), Some(shown))),
+                Err(error) => error.to_string(),
+            }
+        }
     };
     worker.shared.metrics.refused(endpoint, Refused::Tls);
     tracing::debug!("a client's TLS handshake failed: {why}");

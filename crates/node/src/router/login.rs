@@ -27,6 +27,7 @@ use super::socket::Socket;
 use super::startup::{self, Failure, FirstPacket, StartupError};
 use super::worker::Worker;
 use super::{Endpoint, certificate, listen};
+use crate::tls::clients::Served;
 
 /// A client may ask for GSSAPI, then for TLS, and must then begin.
 const FIRST_PACKETS_MAX: usize = 3;
@@ -70,7 +71,7 @@ async fn come_in(
         shared.metrics.refused(endpoint, Refused::Slow);
         return None;
     };
-    let (client, first) = greeted?;
+    let ((client, shown), first) = greeted?;
     match first {
         First::Cancel { pid, key } => {
             drop(starting);
@@ -79,7 +80,7 @@ async fn come_in(
             None
         }
         First::Session(startup) => {
-            let arrival = Arrival { worker: Rc::clone(&worker), endpoint, client, from };
+            let arrival = Arrival { worker: Rc::clone(&worker), endpoint, client, shown, from };
             let welcomed = timeout(patience, arrival.welcome(startup)).await;
             drop(starting);
             welcomed.unwrap_or_else(|_| {
@@ -141,19 +142,23 @@ impl Startup {
 }
 
 /// Settles encryption and reads what the client wants; `None` if it was refused (and told so) or has gone.
-async fn greet(worker: &Worker, endpoint: Endpoint, stream: TcpStream) -> Option<(Socket, First)> {
-    let mut client = certificate::begin(worker, endpoint, stream).await?;
+async fn greet(
+    worker: &Worker,
+    endpoint: Endpoint,
+    stream: TcpStream,
+) -> Option<(certificate::Begun, First)> {
+    let (mut client, mut shown) = certificate::begin(worker, endpoint, stream).await?;
     for _ in 0..FIRST_PACKETS_MAX {
         let packet = startup::read(&mut client, worker.shared.config.startup_bytes_max).await;
         match (packet, client) {
             (Ok(FirstPacket::Startup { minor, parameters, .. }), client) => {
-                return Some((client, First::Session(Startup::new(minor, parameters))));
+                return Some(((client, shown), First::Session(Startup::new(minor, parameters))));
             }
             (Ok(FirstPacket::Cancel { pid, key }), client) => {
-                return Some((client, First::Cancel { pid, key }));
+                return Some(((client, shown), First::Cancel { pid, key }));
             }
             (Ok(FirstPacket::Ssl), Socket::Tcp(stream)) => {
-                client = encrypt(worker, endpoint, stream).await?;
+                (client, shown) = encrypt(worker, endpoint, stream).await?;
             }
             (Ok(FirstPacket::Gss), Socket::Tcp(mut stream)) => {
                 stream.write_all(b"N").await.ok()?;
@@ -175,10 +180,14 @@ async fn greet(worker: &Worker, endpoint: Endpoint, stream: TcpStream) -> Option
     None
 }
 
-async fn encrypt(worker: &Worker, endpoint: Endpoint, mut stream: TcpStream) -> Option<Socket> {
+async fn encrypt(
+    worker: &Worker,
+    endpoint: Endpoint,
+    mut stream: TcpStream,
+) -> Option<certificate::Begun> {
     if worker.shared.tls.is_none() {
         stream.write_all(b"N").await.ok()?;
-        return Some(Socket::Tcp(stream));
+        return Some((Socket::Tcp(stream), None));
     }
     stream.write_all(b"S").await.ok()?;
     certificate::encrypt(worker, endpoint, stream).await
@@ -224,6 +233,8 @@ struct Arrival {
     worker: Rc<Worker>,
     endpoint: Endpoint,
     client: Socket,
+    /// The certificate that it was shown.
+    shown: Option<Arc<Served>>,
     from: Option<SocketAddr>,
 }
 
@@ -337,7 +348,7 @@ impl Arrival {
         let verifier = role.and_then(|role| Verifier::parse(role.verifier.as_deref()?));
         let verifier = verifier.unwrap_or_else(|| Verifier::mock(user, &shared.mock_secret));
         let end_point = match &self.client {
-            Socket::Tls(_) => shared.end_point.clone(),
+            Socket::Tls(_) => self.shown.as_ref().and_then(|shown| shown.end_point.clone()),
             Socket::Tcp(_) | Socket::Unix(_) => None,
         };
         let mut exchange = ServerExchange::new(verifier, end_point, rand::random());

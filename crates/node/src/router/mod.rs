@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::state::ClusterState;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::Identity;
@@ -66,6 +65,7 @@ mod reach;
 mod repeat;
 mod report;
 mod roles;
+mod served;
 mod server;
 mod session;
 mod settings;
@@ -178,6 +178,10 @@ pub struct Config {
     pub client_certificates: ClientCertificates,
     /// The authorities (PEM) of clients' certificates; needed unless `client_certificates` is `off`.
     pub tls_client_ca_file: PathBuf,
+    /// The lists (PEM) of clients' certificates that their authorities have revoked; empty for none.
+    pub tls_client_crl_file: PathBuf,
+    /// How often it is looked whether the files of certificates have changed.
+    pub tls_reload_interval_ms: u64,
     /// Which roles the holder of a certificate may be, beside the one that it names.
     pub certificate_roles: Vec<CertificateRole>,
     /// Idle time before TCP keepalive probes; a dead peer is noticed about twice as long after it was last heard.
@@ -224,6 +228,8 @@ impl Default for Config {
             server_tls_ca_file: PathBuf::new(),
             client_certificates: ClientCertificates::Off,
             tls_client_ca_file: PathBuf::new(),
+            tls_client_crl_file: PathBuf::new(),
+            tls_reload_interval_ms: 5_000,
             certificate_roles: Vec::new(),
             keepalive_ms: 10_000,
         }
@@ -294,9 +300,8 @@ struct Shared {
     own: NodeId,
     state: watch::Receiver<Arc<ClusterState>>,
     view: watch::Receiver<Arc<gossip::View>>,
-    tls: Option<TlsAcceptor>,
-    /// The hash of the certificate that clients are shown, for SCRAM with channel binding.
-    end_point: Option<Vec<u8>>,
+    /// What clients are shown.
+    tls: Option<served::Certificates>,
     /// The way to the servers.
     dialer: dial::Dialer,
     local: Option<Local>,
@@ -400,18 +405,13 @@ pub struct World {
     /// Says how far the members are, and what became of transactions.
     pub replication: Option<replication::Handle>,
     /// Answers clients that ask for TLS; without it they are told that there is none.
-    pub tls: Option<TlsAcceptor>,
-    /// The hash of the certificate that clients are shown (RFC 5929, tls-server-end-point).
-    pub end_point: Option<Vec<u8>>,
+    pub tls: Option<tls::clients::Files>,
     /// The authorities that servers' certificates are checked against, unless the configuration names others.
     pub authorities: Arc<RootCertStore>,
 }
 
 impl World {
     /// Of the components that the router stands on.
-    ///
-    /// # Errors
-    /// The authority of clients' certificates cannot be used.
     pub fn new(
         config: &Config,
         identity: &Identity,
@@ -419,18 +419,17 @@ impl World {
         (gossip, peers, replication): (&gossip::Handle, &peers::Handle, &replication::Handle),
         local: Local,
         tls: &tls::Handle,
-    ) -> Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             own: identity.node,
             state: raft.watch(),
             view: gossip.watch(),
             local: Some(local),
             peers: Some(peers.clone()),
             replication: Some(replication.clone()),
-            tls: Some(tls.client_acceptor(config.client_authority())?),
-            end_point: tls.end_point(),
+            tls: Some(tls.client_files(config.client_authority(), config.client_revocations())),
             authorities: tls.authorities(),
-        })
+        }
     }
 }
 
@@ -453,7 +452,8 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
     }
     let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
-    let World { own, state, view, local, peers, replication, tls, end_point, authorities } = world;
+    let World { own, state, view, local, peers, replication, tls, authorities } = world;
+    let tls = tls.map(|files| served::Certificates::load(files, registry)).transpose()?;
     let shared = Arc::new(Shared {
         clients: places(config.clients_max),
         counted: limits::Counted::default(),
@@ -464,7 +464,6 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
         state,
         view,
         tls,
-        end_point,
         local,
         peers,
         replication,

@@ -48,7 +48,16 @@ impl Task {
             end.await.context("router: a worker has ended in the middle of its work")?
         }));
         let mut all = std::pin::pin!(all);
+        let certificates = async {
+            if let Some(tls) = &shared.tls {
+                let interval = shared.config.tls_reload_interval_ms.max(1);
+                tls.follow(std::time::Duration::from_millis(interval), &stop).await;
+            }
+            // The other two say when it ends.
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
+            () = certificates => Ok(()),
             ended = &mut all => ended.map(drop),
             () = drain => all.await.map(drop),
         }

@@ -15,7 +15,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use synapsedb_core::ids::NodeId;
-use synapsedb_pg::scram::tls_server_end_point;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use uuid::Uuid;
@@ -76,10 +75,8 @@ pub struct Handle {
     cluster_id: Uuid,
     acceptor: TlsAcceptor,
     connector: TlsConnector,
-    chain: Vec<CertificateDer<'static>>,
-    key: Arc<PrivateKeyDer<'static>>,
-    /// The hash of the certificate that clients are shown.
-    end_point: Option<Vec<u8>>,
+    /// The certificate and its key.
+    files: (PathBuf, PathBuf),
     authorities: Arc<RootCertStore>,
     cipher: GossipCipher,
     expires_at: SystemTime,
@@ -123,17 +120,14 @@ pub fn load(config: &Config, identity: &Identity) -> Result<Handle> {
     let mut outgoing = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots.clone())
-        .with_client_auth_cert(chain.clone(), key.clone_key())
+        .with_client_auth_cert(chain, key)
         .with_context(key_error)?;
     outgoing.resumption = rustls::client::Resumption::disabled();
-    let end_point = chain.first().and_then(|leaf| tls_server_end_point(leaf));
     Ok(Handle {
         cluster_id: identity.cluster_id,
         acceptor: TlsAcceptor::from(Arc::new(mutual)),
         connector: TlsConnector::from(Arc::new(outgoing)),
-        chain,
-        key: Arc::new(key),
-        end_point,
+        files: (config.certificate.clone(), config.key.clone()),
         authorities: roots,
         cipher,
         expires_at,
@@ -151,17 +145,11 @@ impl Handle {
         self.connector.clone()
     }
 
-    /// For SQL clients, as [`clients::acceptor`] says.
-    ///
-    /// # Errors
-    /// The file of the authority of their certificates cannot be used; names it.
-    pub fn client_acceptor(&self, authority: Option<&Path>) -> Result<TlsAcceptor> {
-        clients::acceptor(self.chain.clone(), self.key.clone_key(), authority)
-    }
-
-    /// The hash of the certificate that SQL clients are shown (RFC 5929): they may bind their password's proof to it.
-    pub fn end_point(&self) -> Option<Vec<u8>> {
-        self.end_point.clone()
+    /// What SQL clients are shown, and whom of them is believed.
+    pub fn client_files(&self, authority: Option<&Path>, revoked: Option<&Path>) -> clients::Files {
+        let (certificate, key) = self.files.clone();
+        let (authority, revoked) = (authority.map(Path::to_owned), revoked.map(Path::to_owned));
+        clients::Files { certificate, key, authority, revoked }
     }
 
     /// The cluster's own authority.

@@ -127,7 +127,8 @@ async fn many_listen_on_few_connections_and_each_hears_all_once_and_in_order() {
         .unwrap()
         .get(0);
     assert!(open <= 4, "{open}");
-    assert!(running.metrics().contains("synapsedb_router_listening 200"), "{}", running.metrics());
+    let counted = "synapsedb_router_listening 200";
+    running.eventually("they are counted", |_| running.metrics().contains(counted)).await;
     // When all have gone, so does the connection.
     drop(listeners);
     within("the listener is closed", Duration::from_secs(20), async {
@@ -279,7 +280,8 @@ async fn who_may_have_missed_something_is_told() {
     let mut next = listener(&running, Endpoint::Write).await;
     next.run("listen a").await;
     next.hears_nothing_but(&notifier, "a").await;
-    assert!(running.metrics().contains(r#"reason="deaf"} 3"#), "{}", running.metrics());
+    let counted = r#"reason="deaf"} 3"#;
+    running.eventually("they are counted", |_| running.metrics().contains(counted)).await;
     running.end().await;
 }
 

@@ -29,6 +29,9 @@ use server::{PASSWORD, Server, USER};
 /// A router of node 1 whose world the test decides.
 struct Running {
     handle: Handle,
+    /// What its clients are shown.
+    files: tls::clients::Files,
+    _directory: tempfile::TempDir,
     state: watch::Sender<Arc<ClusterState>>,
     view: watch::Sender<Arc<gossip::View>>,
     registry: Registry,
@@ -68,7 +71,7 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         password: Some(PASSWORD.to_owned()),
         ..synapsedb_pg::Config::default()
     };
-    let (tls, end_point) = tls(config.client_authority());
+    let (directory, files) = tls_files(&config);
     let world = World {
         own: node(1),
         state: watch_state,
@@ -76,24 +79,28 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         local: Some(Local { control, socket: None, reserved: None, admin: None }),
         peers: None,
         replication: None,
-        tls: Some(tls),
-        end_point,
+        tls: Some(files.clone()),
         authorities: Arc::new(RootCertStore::empty()),
     };
     let (handle, task) = new(config, world, &mut registry).unwrap();
     let stop = CancellationToken::new();
     let task = tokio::spawn(task.run(stop.clone()));
-    Running { handle, state, view, registry, stop, task }
+    Running { handle, files, _directory: directory, state, view, registry, stop, task }
 }
 
 /// A certificate for this test alone.
-fn tls(authority: Option<&std::path::Path>) -> (TlsAcceptor, Option<Vec<u8>>) {
+fn tls_files(config: &Config) -> (tempfile::TempDir, tls::clients::Files) {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
-    let end_point = synapsedb_pg::scram::tls_server_end_point(cert.der());
-    let acceptor = tls::clients::acceptor(vec![cert.der().clone()], key, authority).unwrap();
-    (acceptor, end_point)
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let (certificate, key) = (file("router.crt"), file("router.key"));
+    std::fs::write(&certificate, cert.pem()).unwrap();
+    std::fs::write(&key, signing_key.serialize_pem()).unwrap();
+    let owned = |file: Option<&std::path::Path>| file.map(std::path::Path::to_owned);
+    let (authority, revoked) = (config.client_authority(), config.client_revocations());
+    let (authority, revoked) = (owned(authority), owned(revoked));
+    (directory, tls::clients::Files { certificate, key, authority, revoked })
 }
 
 impl Running {

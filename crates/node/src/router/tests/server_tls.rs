@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::certificates::{Authority, Pair};
 use super::*;
@@ -37,7 +37,7 @@ async fn refusal(config: Config, control: &Server, server: &str) -> (String, Str
 fn acceptor(pair: &Pair) -> TlsAcceptor {
     let certificate = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
-    tls::clients::acceptor(vec![certificate], key, None).unwrap()
+    tls::clients::acceptor(vec![certificate], key, None, None).unwrap()
 }
 
 /// Stands between the router and a server: the first bytes of every connection.

@@ -72,7 +72,8 @@ async fn what_tls_holds_back_is_sent_as_soon_as_the_peer_takes_it() {
     let (server, _) = listener.accept().await.unwrap();
     socket2::SockRef::from(&server).set_send_buffer_size(4_096).unwrap();
     let name = ServerName::try_from("localhost").unwrap();
-    let (acceptor, connector) = (tls(None).0, connector(&[b"postgresql"]));
+    let (_directory, files) = tls_files(&config());
+    let (acceptor, connector) = (files.load().unwrap().acceptor, connector(&[b"postgresql"]));
     let (server, client) = tokio::join!(acceptor.accept(server), connector.connect(name, tcp));
     let (mut socket, mut client) = (Socket::Tls(Box::new(server.unwrap().into())), client.unwrap());
     let (mut unsent, mut sent) = (Vec::new(), 0);
@@ -176,5 +177,110 @@ async fn a_certificate_that_may_be_shown_must_be_right() {
         assert_eq!(came_in, comes_in, "{said}");
     }
     running.connect(Endpoint::Read).await.batch_execute("select 1").await.unwrap();
+    running.end().await;
+}
+
+/// The certificate that the router shows to whoever comes now.
+async fn certificate_shown(running: &Running) -> Vec<u8> {
+    let tcp = TcpStream::connect(("127.0.0.1", running.port(Endpoint::Read))).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = connector(&[b"postgresql"]).connect(name, tcp).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_certificates_are_shown_to_those_who_come_next() {
+    let server = Server::start();
+    let config = Config { tls_reload_interval_ms: 20, ..config() };
+    let running = start(config, &[server.address()], Some(1));
+    let count =
+        |name: &str, value: u32| format!("synapsedb_router_certificate_{name}_total {value}");
+    let (old, pem) = (certificate_shown(&running).await, |file| std::fs::read(file).unwrap());
+    let files = running.files.clone();
+    let before = [pem(&files.certificate), pem(&files.key)];
+    // One that stays in a connection to the end.
+    let tcp = TcpStream::connect(("127.0.0.1", running.port(Endpoint::Read))).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stays = connector(&[b"postgresql"]).connect(name, tcp).await.unwrap();
+    let authority = Authority::new("another");
+    let (new, late) =
+        (authority.server_until(&["localhost"], 2050), authority.expired_server(&["localhost"]));
+    for (failed, (certificate, key)) in [
+        ("nonsense", "nonsense"),
+        ("", ""),
+        // The certificate is there before its key, as when one file is copied after the other.
+        (new.certificate.as_str(), std::str::from_utf8(&before[1]).unwrap()),
+        (late.certificate.as_str(), late.key.as_str()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // In one step each, so that each is seen once.
+        let failures = || {
+            let text = running.metrics();
+            let line = text.lines().find(|line| line.contains("reload_failures_total ")).unwrap();
+            line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()
+        };
+        let known = failures();
+        std::fs::write(&files.key, key).unwrap();
+        std::fs::write(&files.certificate, certificate).unwrap();
+        running.eventually("it is refused", |_| failures() > known).await;
+        assert_eq!(certificate_shown(&running).await, old, "step {failed}");
+    }
+    assert!(running.metrics().contains(&count("reloads", 0)), "{}", running.metrics());
+    std::fs::write(&files.certificate, &new.certificate).unwrap();
+    std::fs::write(&files.key, &new.key).unwrap();
+    running.eventually("it is taken", |_| running.metrics().contains(&count("reloads", 1))).await;
+    assert_ne!(certificate_shown(&running).await, old);
+    let expires = "synapsedb_router_certificate_expires_timestamp_seconds 2524608000";
+    assert!(running.metrics().contains(expires), "{}", running.metrics());
+    // With the new certificate a password is bound to it, and who came before goes on.
+    let extra = format!("password='{PASSWORD}' sslmode=require channel_binding=require");
+    let (fine, said) = running.psql(Endpoint::Write, &extra, "select 'in'").await;
+    assert!(fine && said == "in", "{said}");
+    stays.write_all(b"\0\0\0\x1f\0\x03\0\0user\0app\0database\0app\0\0").await.unwrap();
+    stays.flush().await.unwrap();
+    let mut answer = [0; 64];
+    let read = stays.read(&mut answer).await.unwrap();
+    assert!(read > 0 && answer[0] == b'R');
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_certificate_is_refused_from_the_moment_on_in_which_it_is_listed() {
+    let authority = Authority::new("clients");
+    let (good, bad) = (authority.client(USER), authority.client(USER));
+    let lists = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(lists.path(), authority.revocations(&[])).unwrap();
+    let server = Server::start();
+    let config = Config {
+        client_certificates: ClientCertificates::Require,
+        tls_client_ca_file: authority.file.path().to_owned(),
+        tls_client_crl_file: lists.path().to_owned(),
+        tls_reload_interval_ms: 20,
+        ..config()
+    };
+    let running = start(config, &[server.address()], Some(1));
+    let (good_shown, bad_shown) = (shown(&good), shown(&bad));
+    let ask = async |shown: &Shown| {
+        let extra = format!("password='{PASSWORD}' sslmode=require {}", shown.extra);
+        running.psql(Endpoint::Write, &extra, "select 'in'").await
+    };
+    for shown in [&good_shown, &bad_shown] {
+        let (fine, said) = ask(shown).await;
+        assert!(fine, "{said}");
+    }
+    std::fs::write(lists.path(), authority.revocations(&[&bad])).unwrap();
+    let taken = "synapsedb_router_certificate_reloads_total 1";
+    running.eventually("it is taken", |_| running.metrics().contains(taken)).await;
+    let (fine, said) = ask(&bad_shown).await;
+    assert!(!fine && said.contains("revoked"), "{said}");
+    let (fine, said) = ask(&good_shown).await;
+    assert!(fine, "{said}");
+    // A list that cannot be read lets nobody in who was revoked before.
+    std::fs::write(lists.path(), "nonsense").unwrap();
+    let failed = "synapsedb_router_certificate_reload_failures_total 1";
+    running.eventually("it is refused", |_| running.metrics().contains(failed)).await;
+    assert!(!ask(&bad_shown).await.0);
     running.end().await;
 }
