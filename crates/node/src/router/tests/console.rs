@@ -42,7 +42,8 @@ const COLUMNS: [(&str, &str); 8] = [
     (
         "show clients",
         "type,user,database,replication,state,addr,port,local_addr,local_port,connect_time,request_time,wait,\
-         wait_us,close_needed,ptr,link,remote_pid,tls,application_name,prepared_statements,id,node,endpoint,pinned,channels",
+         wait_us,close_needed,ptr,link,remote_pid,tls,application_name,prepared_statements,id,node,\
+         endpoint,pinned,channels",
     ),
     (
         "show databases",
