@@ -23,7 +23,8 @@ async fn a_large_transaction_updates_and_deletes_what_it_did_at_its_origin() {
     cluster
         .node(1)
         .sql(
-            "create table bulk (a int, b text, v numeric(12, 2), note text, day date, doc jsonb, primary key (a, b));
+            "create table bulk (
+                 a int, b text, v numeric(12, 2), note text, day date, doc jsonb, primary key (a, b));
              alter table bulk alter note set storage external;
              create table bulk_places (id int primary key, place int unique);
              create table bulk_keyless (id int, v int);
