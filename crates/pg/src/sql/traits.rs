@@ -56,8 +56,11 @@ impl Flags {
     /// A string without escapes holds a backslash: with `standard_conforming_strings = off` the text may be another,
     /// and nothing else that is said here holds.
     pub const BACKSLASH: Self = Self(1 << 10);
+    /// It may change which functions and views there are, or what they do: CREATE, ALTER or DROP of one, of a schema, an
+    /// extension or an operator, or a DO whose body speaks of one.
+    pub const DEFINES: Self = Self(1 << 14);
 
-    const NAMES: [(Self, &str); 14] = [
+    const NAMES: [(Self, &str); 15] = [
         (Self::MAY_SET, "MAY_SET"),
         (Self::SETS_UNNAMED, "SETS_UNNAMED"),
         (Self::MAY_HOLD, "MAY_HOLD"),
@@ -72,6 +75,7 @@ impl Flags {
         (Self::OTHER_DATABASE_DROP, "OTHER_DATABASE_DROP"),
         (Self::OWN, "OWN"),
         (Self::BACKSLASH, "BACKSLASH"),
+        (Self::DEFINES, "DEFINES"),
     ];
     const NONE: Self = Self(0);
 
@@ -269,6 +273,11 @@ impl Scan {
         if may_be_path && contains(piece, b"pg_temp") {
             self.flags |= Flags::MAY_HOLD;
         }
+        if self.verb == Some(Keyword::Do)
+            && keyword::DEFINITIONS.iter().any(|word| contains(piece, word.as_bytes()))
+        {
+            self.flags |= Flags::DEFINES;
+        }
     }
 
     #[inline]
@@ -321,6 +330,9 @@ impl Scan {
             }
             K::Database if verb == K::Drop && self.tokens == 1 => {
                 self.flags |= Flags::OTHER_DATABASE_DROP;
+            }
+            K::Definition if matches!(verb, K::Create | K::Alter | K::Drop) => {
+                self.flags |= Flags::DEFINES;
             }
             K::Database | K::Role | K::User | K::System if verb == K::Alter && self.tokens == 1 => {
                 self.flags |= Flags::MAY_SET | Flags::SETS_UNNAMED;
