@@ -9,6 +9,8 @@ use synapsedb_pg::sql::statement::Own;
 use synapsedb_pg::sql::traits::Flags;
 
 use super::expected::StatementId;
+use super::split::Judged;
+use super::startup::split_text;
 
 /// The names of the router's prepared statements begin with this.
 pub(super) const NAME_PREFIX: &str = "__synapsedb_";
@@ -16,6 +18,11 @@ pub(super) const NAME_PREFIX: &str = "__synapsedb_";
 /// The name of a statement on the servers.
 pub(super) fn name(id: StatementId) -> Box<[u8]> {
     format!("{NAME_PREFIX}{id}").into_bytes().into()
+}
+
+/// The text in a Parse message's body behind the name.
+pub(super) fn text(body: &[u8]) -> &[u8] {
+    split_text(body).map_or(body, |(text, _)| text)
 }
 
 /// A statement that clients have prepared.
@@ -30,6 +37,8 @@ pub(super) struct Statement {
     pub(super) own: Option<Own>,
     /// What the text may do ([`synapsedb_pg::sql::Traits`]).
     pub(super) traits: Flags,
+    /// How the split endpoint has judged it, and the stamp of what it was judged by.
+    pub(super) judged: RefCell<Option<(u64, Rc<Judged>)>>,
     /// Its plan no longer fits the schema: whoever prepares the text again gets another statement.
     pub(super) stale: Cell<bool>,
 }
@@ -76,6 +85,7 @@ impl Statements {
             body: sent.map_or_else(|| Rc::clone(&key), Into::into),
             own,
             traits,
+            judged: RefCell::default(),
             stale: Cell::new(false),
         });
         known.insert(key, Rc::downgrade(&statement));

@@ -60,6 +60,10 @@ pub(super) struct Reading {
     pub(super) settled: bool,
     /// It goes elsewhere if it can: its home has just been lost.
     pub(super) leaves: bool,
+    /// It has written at its home, or may have, and reads wherever there is the least to do.
+    pub(super) roams: bool,
+    /// It reads from this node and no other.
+    pub(super) only: Option<NodeId>,
     /// The transaction that begins reads nothing: it may begin anywhere, and shows nothing.
     pub(super) excused: bool,
 }

@@ -26,6 +26,7 @@ use super::outcome::Marks;
 use super::roles::Roles;
 use super::server::{self, Address, ConnectError};
 use super::settings::Interner;
+use super::split::Names;
 use super::statements::Statements;
 use super::survey::Surveys;
 use super::token::Reading;
@@ -78,6 +79,8 @@ pub(super) struct Worker {
     homed: RefCell<HashMap<NodeId, Rc<Cell<u64>>>>,
     breakers: RefCell<Breakers>,
     pub(super) surveys: Surveys,
+    /// What is known of the databases' functions.
+    pub(super) names: Names,
     /// For sessions that wait at other nodes.
     pub(super) waits: Semaphore,
     next_session: Cell<u32>,
@@ -119,6 +122,7 @@ impl Worker {
             homed: RefCell::default(),
             breakers: RefCell::default(),
             surveys: Surveys::default(),
+            names: Names::default(),
             waits: Semaphore::new(fresh::WAITS_MAX),
             next_session: Cell::new(0),
         });
@@ -182,13 +186,18 @@ impl Worker {
     pub(super) fn pick(&self, endpoint: Endpoint, reading: &Reading) -> Result<Rc<Address>, Why> {
         let routes = self.routes.borrow();
         let readers = match endpoint {
-            Endpoint::Write => return routes.primary.clone(),
+            Endpoint::Write | Endpoint::Split => return routes.primary.clone(),
             Endpoint::Read => routes.readers.as_ref().map_err(Why::clone)?,
         };
+        if let Some(only) = reading.only {
+            let mut named = readers.iter().filter(|reader| reader.address.node == only);
+            return named.next().map(|one| Rc::clone(&one.address)).ok_or(Why::NotReadable(only));
+        }
         let now = Instant::now();
         let is_home = |reader: &Reader| Some(reader.address.node) == reading.home;
         if reading.consistency.keeps_home()
             && !reading.leaves
+            && !reading.roams
             && let Some(home) = readers.iter().find(|reader| is_home(reader))
             && home.behind_ms.is_none()
             && self.passage(home, now) == Passage::Closed
@@ -239,7 +248,7 @@ impl Worker {
     /// Whether a transaction of this endpoint may still begin on the node.
     pub(super) fn may_serve(&self, endpoint: Endpoint, node: NodeId) -> bool {
         match endpoint {
-            Endpoint::Write => {
+            Endpoint::Write | Endpoint::Split => {
                 matches!(&self.routes.borrow().primary, Ok(primary) if primary.node == node)
             }
             Endpoint::Read => true,
@@ -364,6 +373,7 @@ impl Worker {
 pub(super) struct Listeners {
     pub(super) read: StdListener,
     pub(super) write: StdListener,
+    pub(super) split: Option<StdListener>,
 }
 
 /// Runs a worker to its end, which a [`Command::Drain`] begins.
@@ -375,6 +385,7 @@ pub(super) async fn run(
 ) -> std::io::Result<()> {
     let (read, write) =
         (TcpListener::from_std(listeners.read)?, TcpListener::from_std(listeners.write)?);
+    let split = listeners.split.map(TcpListener::from_std).transpose()?;
     let worker = Worker::new(shared, index);
     tokio::task::spawn_local(Rc::clone(&worker).follow());
     tokio::task::spawn_local(Rc::clone(&worker).sweep());
@@ -382,6 +393,12 @@ pub(super) async fn run(
         tokio::join!(
             accept(&worker, Endpoint::Read, &read),
             accept(&worker, Endpoint::Write, &write),
+            async {
+                match &split {
+                    Some(split) => accept(&worker, Endpoint::Split, split).await,
+                    None => std::future::pending().await,
+                }
+            },
         )
     };
     tokio::select! {
@@ -391,7 +408,10 @@ pub(super) async fn run(
     // Connections that the kernel had taken for us are answered, not reset.
     accept_waiting(&worker, Endpoint::Read, &read).await;
     accept_waiting(&worker, Endpoint::Write, &write).await;
-    drop((read, write));
+    if let Some(split) = &split {
+        accept_waiting(&worker, Endpoint::Split, split).await;
+    }
+    drop((read, write, split));
     for entry in worker.sessions.borrow().values() {
         entry.tell(End::Draining);
     }

@@ -21,6 +21,7 @@ mod pools;
 mod routing;
 mod server;
 mod server_tls;
+mod split;
 mod tls_clients;
 
 use server::{PASSWORD, Server, USER};
@@ -41,6 +42,7 @@ fn config() -> Config {
     Config {
         read_listen: any,
         write_listen: any,
+        split_listen: Some(any),
         read_wait_ms: 200,
         write_wait_ms: 1_000,
         failed_login_delay_ms: 50,
@@ -100,6 +102,7 @@ impl Running {
         match endpoint {
             Endpoint::Read => self.handle.read_address().port(),
             Endpoint::Write => self.handle.write_address().port(),
+            Endpoint::Split => self.handle.split_address().unwrap().port(),
         }
     }
 

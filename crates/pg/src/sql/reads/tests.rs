@@ -249,7 +249,8 @@ fn depth_is_no_danger() {
         let text = format!("{front}{}{end}", middle.repeat(count));
         let _ = decide(&text, &names());
     }
-    for (open, close) in [("f(", ")"), ("(SELECT ", ")"), ("NOT ", ""), ("- ", ""), ("ARRAY[", "]")] {
+    for (open, close) in [("f(", ")"), ("(SELECT ", ")"), ("NOT ", ""), ("- ", ""), ("ARRAY[", "]")]
+    {
         for depth in [50, 500, 5_000, 50_000] {
             let text = format!("SELECT f(1), {}1{}", open.repeat(depth), close.repeat(depth));
             let _ = decide(&text, &names());
