@@ -30,6 +30,7 @@ pub mod api;
 pub mod choose;
 pub mod stats;
 
+mod accept;
 mod account;
 mod begun;
 mod breaker;
@@ -40,6 +41,7 @@ mod console;
 mod dial;
 mod downstream;
 mod ending;
+mod endpoint;
 mod entry;
 mod expected;
 mod exposition;
@@ -89,6 +91,7 @@ mod worker;
 
 pub use certificate::{CertificateRole, ClientCertificates};
 pub use dial::ServerTls;
+pub use endpoint::Endpoint;
 pub use pooling::PoolRule;
 use snapshot::Snapshot;
 pub use task::Task;
@@ -243,43 +246,6 @@ pub enum PoolMode {
     Statement,
 }
 
-/// One of the doors.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    utoipa::ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Endpoint {
-    /// Any healthy node.
-    Read,
-    /// The primary.
-    Write,
-    /// Reads on any healthy node, writes on the primary.
-    Split,
-}
-
-impl Endpoint {
-    const COUNT: usize = 3;
-
-    /// As it stands in metrics, logs and errors.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Split => "split",
-        }
-    }
-}
-
 /// The server beside this agent.
 #[derive(Clone, Debug)]
 pub struct Local {
@@ -328,21 +294,6 @@ struct Shared {
 }
 
 impl Shared {
-    /// The endpoints that this agent has.
-    fn endpoints(&self) -> impl Iterator<Item = Endpoint> + use<> {
-        let split = self.config.split_listen.map(|_| Endpoint::Split);
-        [Endpoint::Read, Endpoint::Write].into_iter().chain(split)
-    }
-
-    /// Where an endpoint listens, as configured.
-    fn listens(&self, endpoint: Endpoint) -> SocketAddr {
-        match endpoint {
-            Endpoint::Read => self.config.read_listen,
-            Endpoint::Write => self.config.write_listen,
-            Endpoint::Split => self.config.split_listen.unwrap_or(self.config.write_listen),
-        }
-    }
-
     /// What the workers have said last.
     fn snapshots(&self) -> Vec<Snapshot> {
         let read =

@@ -3,6 +3,8 @@
 
 use synapsedb_pg::sql::traits::Flags;
 
+use super::Endpoint;
+use super::server::Server;
 use super::session::Session;
 use super::split::Turns;
 
@@ -122,11 +124,25 @@ impl Repeat {
 }
 
 impl Session {
-    /// How much of a request is kept, in bytes: of one that may be run again on the primary all of it.
-    pub(super) fn kept_for_repeat(&self) -> usize {
-        match self.turns.is_guess {
-            true => self.worker.shared.config.query_bytes_max,
-            false => REQUEST_BYTES_MAX,
+    /// Keeps a request that may have to run again: `data` begins with it, or `more` of it has come.
+    pub(super) fn keep_for_repeat(
+        &mut self,
+        server: &Server,
+        is_first: bool,
+        data: &[u8],
+        more: &[u8],
+    ) {
+        match (is_first, self.entry.route.get().to) {
+            (true, Endpoint::Read) if server.status == b'I' => {
+                let bytes_max = match self.turns.is_guess {
+                    // On the primary all of it must run.
+                    true => self.worker.shared.config.query_bytes_max,
+                    false => REQUEST_BYTES_MAX,
+                };
+                self.repeat.begin(self.request(data), bytes_max);
+            }
+            (false, Endpoint::Read) => self.repeat.add(more),
+            (_, Endpoint::Read | Endpoint::Write | Endpoint::Split) => {}
         }
     }
 

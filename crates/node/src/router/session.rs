@@ -300,17 +300,6 @@ impl Session {
         }))
     }
 
-    /// Finds out where the request at hand goes.
-    ///
-    /// # Errors
-    /// What the client has said of it is wrong: what it is told.
-    async fn find_route(&mut self) -> Result<(), Failure> {
-        match self.route_now()? {
-            true => Ok(()),
-            false => Box::pin(self.route_later()).await,
-        }
-    }
-
     /// Waits for a request that needs a server, and answers those that need none.
     pub(super) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Ended>> {
         self.entry.activity.set(Activity::Idle);
@@ -446,18 +435,6 @@ impl Session {
         None
     }
 
-    /// A Parse of the client's was not done.
-    pub(super) fn not_prepared(&mut self, id: Option<StatementId>) {
-        let Some(id) = id else {
-            self.unnamed.clear();
-            return;
-        };
-        for (name, _) in self.parsing.iter().filter(|(_, parsed)| *parsed == id) {
-            // What has been sent meanwhile may still use the name.
-            self.unprepared.extend(self.prepared.remove(name).map(|was| (name.clone(), was)));
-        }
-    }
-
     /// A ReadyForQuery came.
     pub(super) fn cycle_ended(&mut self, status: u8) {
         self.used.clear();
@@ -496,18 +473,6 @@ impl Session {
         }
         if seen.has(Flags::MAY_SET) && self.custom.len() < CUSTOM_MAX {
             self.custom.extend(statement::custom_names(text));
-        }
-    }
-
-    /// A prepared statement is used.
-    pub(super) fn bound(&mut self, statement: Rc<Statement>) {
-        self.used.push(statement);
-    }
-
-    /// The plans of the statements in use no longer fit the schema.
-    pub(super) fn plans_are_stale(&mut self) {
-        for statement in &self.used {
-            statement.stale.set(true);
         }
     }
 

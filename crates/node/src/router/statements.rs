@@ -9,6 +9,7 @@ use synapsedb_pg::sql::statement::Own;
 use synapsedb_pg::sql::traits::Flags;
 
 use super::expected::StatementId;
+use super::session::Session;
 use super::split::Judged;
 use super::startup::split_text;
 
@@ -95,6 +96,32 @@ impl Statements {
     /// How many are known.
     pub(super) fn len(&self) -> usize {
         self.known.borrow().len()
+    }
+}
+
+impl Session {
+    /// A Parse of the client's was not done.
+    pub(super) fn not_prepared(&mut self, id: Option<StatementId>) {
+        let Some(id) = id else {
+            self.unnamed.clear();
+            return;
+        };
+        for (name, _) in self.parsing.iter().filter(|(_, parsed)| *parsed == id) {
+            // What has been sent meanwhile may still use the name.
+            self.unprepared.extend(self.prepared.remove(name).map(|was| (name.clone(), was)));
+        }
+    }
+
+    /// A prepared statement is used.
+    pub(super) fn bound(&mut self, statement: Rc<Statement>) {
+        self.used.push(statement);
+    }
+
+    /// The plans of the statements in use no longer fit the schema.
+    pub(super) fn plans_are_stale(&mut self) {
+        for statement in &self.used {
+            statement.stale.set(true);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::metrics::EndedBy;
 use super::server::Server;
 use super::session::{Lent, Session};
 use super::startup::Failure;
-use super::{Endpoint, downstream, upstream};
+use super::{downstream, upstream};
 
 /// A request's buffer up to this size is kept for the next one, in bytes.
 const INBOX_KEPT_BYTES: usize = 1024;
@@ -150,14 +150,7 @@ impl Session {
         }
         let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
         self.active = true;
-        match (fresh, self.entry.route.get().to) {
-            (true, Endpoint::Read) if server.status == b'I' => {
-                let max = self.kept_for_repeat();
-                self.repeat.begin(self.request(data), max);
-            }
-            (false, Endpoint::Read) => self.repeat.add(&scratch[..read]),
-            (_, Endpoint::Read | Endpoint::Write | Endpoint::Split) => {}
-        }
+        self.keep_for_repeat(server, fresh, data, &scratch[..read]);
         let taken = upstream::take(self, server, data, &mut spliced).map_err(Turn::Violation)?;
         let (used, terminated) = (taken.used, taken.terminated);
         server.io.send(cx, taken.onward, &mut server.unsent).map_err(lost)?;

@@ -343,14 +343,9 @@ impl<'a> Up<'a, '_> {
         self.mark_bind(portal, statement.traits);
         self.session.traits = self.session.traits.with(statement.traits);
         let values = there.len() - rest.len();
-        if let Some(own) = &statement.own
-            && let Some(sql) = self.session.own_sql(own, self.server)
-        {
-            self.bind_own(portal, &sql, length, values);
-            return Ok(Step::Next);
-        }
-        if let Some(sql) = self.session.refusal(statements::text(&statement.body), statement.traits)
-        {
+        let own = statement.own.as_ref().and_then(|own| self.session.own_sql(own, self.server));
+        let refusal = || self.session.refusal(statements::text(&statement.body), statement.traits);
+        if let Some(sql) = own.or_else(refusal) {
             self.bind_own(portal, &sql, length, values);
             return Ok(Step::Next);
         }

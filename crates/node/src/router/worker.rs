@@ -12,16 +12,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use synapsedb_core::ids::NodeId;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::accept::{accept, accept_waiting};
 use super::account::Account;
 use super::breaker::{Breakers, Passage};
 use super::choose::{Choice, Why, behind, choose};
 use super::console::holds::{self, Holds, Order};
 use super::entry::{End, Entry};
-use super::metrics::Refused;
 use super::outcome::Marks;
 use super::roles::Roles;
 use super::server::{self, Address, ConnectError};
@@ -31,10 +31,8 @@ use super::statements::Statements;
 use super::survey::Surveys;
 use super::token::Reading;
 use super::traffic::Traffic;
-use super::{Endpoint, Shared, Snapshot, fresh, login, warm};
+use super::{Endpoint, Shared, Snapshot, fresh, warm};
 
-/// After a failed accept (no file descriptor left, mostly): a rest instead of a spin.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Between two looks at what has been idle for too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// So long a connection may be idle that no client can want: PostgreSQL waits five seconds for the sessions of a
@@ -464,53 +462,5 @@ async fn cancel(worker: &Worker, pid: u32, key: &[u8]) {
     if let Err(error) = server::cancel(&target, &worker.shared).await {
         let address = &target.address.tcp;
         tracing::debug!("a cancel request did not reach {address}: {error}");
-    }
-}
-
-async fn accept(worker: &Rc<Worker>, endpoint: Endpoint, listener: &TcpListener) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => begin(worker, endpoint, stream),
-            Err(error) => {
-                tracing::warn!("router: the {} endpoint cannot accept: {error}", endpoint.name());
-                tokio::time::sleep(ACCEPT_REST).await;
-            }
-        }
-    }
-}
-
-async fn accept_waiting(worker: &Rc<Worker>, endpoint: Endpoint, listener: &TcpListener) {
-    while let Ok(Ok((stream, _))) = timeout(Duration::ZERO, listener.accept()).await {
-        begin(worker, endpoint, stream);
-    }
-}
-
-fn begin(worker: &Rc<Worker>, endpoint: Endpoint, stream: TcpStream) {
-    match Arc::clone(&worker.shared.startups).try_acquire_owned() {
-        Ok(starting) => {
-            let running = Running::new(&worker.shared);
-            let worker = Rc::clone(worker);
-            tokio::task::spawn_local(async move {
-                login::serve(worker, endpoint, stream, starting).await;
-                drop(running);
-            });
-        }
-        Err(_) => worker.shared.metrics.refused(endpoint, Refused::TooManyStartups),
-    }
-}
-
-/// Counts a connection while it lives.
-struct Running(Arc<Shared>);
-
-impl Running {
-    fn new(shared: &Arc<Shared>) -> Self {
-        shared.running.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(shared))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::AcqRel);
     }
 }

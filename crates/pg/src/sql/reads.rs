@@ -18,8 +18,8 @@ pub const FUNCTIONS_SQL: &str = include_str!("functions.sql");
 /// Gives the rows for [`Names::add_views`].
 pub const VIEWS_SQL: &str = include_str!("views.sql");
 
-/// A text with more words and symbols is not given to the parser: what goes through its tree goes down level by level, and
-/// not everywhere with an eye on the stack. Values and commas make no level.
+/// A text with more words and symbols is not given to the parser: what goes through its tree goes down level by level,
+/// and not everywhere with an eye on the stack. Values and commas make no level.
 const PARSED_TOKENS_MAX: usize = 10_000;
 
 /// Functions of PostgreSQL that are volatile and yet only read; sorted.
@@ -218,8 +218,8 @@ pub fn route_hint(text: &[u8]) -> Option<&str> {
     is_hint.then(|| value.trim_ascii_start())
 }
 
-/// Whether a text may leave the read-only transaction in which a server runs it, or sees that it is in one: it speaks of
-/// the settings that make it so, or of READ WRITE. Of a setting that is set without being named
+/// Whether a text may leave the read-only transaction in which a server runs it, or sees that it is in one: it speaks
+/// of the settings that make it so, or of READ WRITE. Of a setting that is set without being named
 /// ([`Flags::SETS_UNNAMED`]) nothing is said.
 pub fn touches_read_only(text: &[u8]) -> bool {
     const SETTING: &[u8] = b"transaction_read_only";

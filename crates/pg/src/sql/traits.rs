@@ -56,8 +56,8 @@ impl Flags {
     /// A string without escapes holds a backslash: with `standard_conforming_strings = off` the text may be another,
     /// and nothing else that is said here holds.
     pub const BACKSLASH: Self = Self(1 << 10);
-    /// It may change which functions and views there are, or what they do: CREATE, ALTER or DROP of one, of a schema, an
-    /// extension or an operator, or a DO whose body speaks of one.
+    /// It may change which functions and views there are, or what they do: CREATE, ALTER or DROP of one, of a schema,
+    /// an extension or an operator, or a DO whose body speaks of one.
     pub const DEFINES: Self = Self(1 << 14);
 
     const NAMES: [(Self, &str); 15] = [

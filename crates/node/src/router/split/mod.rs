@@ -1,6 +1,6 @@
-//! The split endpoint: each request outside a transaction, and each transaction by its first one, goes to a reader or to
-//! the primary. What was taken for a read runs where the server refuses to write; when it wants to all the same, it is
-//! run again on the primary before the client has seen anything of it.
+//! The split endpoint: each request outside a transaction, and each transaction by its first one, goes to a reader or
+//! to the primary. What was taken for a read runs where the server refuses to write; when it wants to all the same, it
+//! is run again on the primary before the client has seen anything of it.
 //!
 //! On a reader one request at a time is under way: what the client has sent behind it waits until it is known whether
 //! that goes there too.
@@ -133,12 +133,23 @@ impl Session {
         Ok(())
     }
 
+    /// Finds out where the request at hand goes.
+    ///
+    /// # Errors
+    /// What the client has said of it is wrong: what it is told.
+    pub(super) async fn find_route(&mut self) -> Result<(), Failure> {
+        match self.route_now()? {
+            true => Ok(()),
+            false => Box::pin(self.route_later()).await,
+        }
+    }
+
     /// Finds out where the request in the inbox goes. Whether that is known: if not, the functions of the database must
     /// be asked for first.
     ///
     /// # Errors
     /// What the client has said of it is wrong: what it is told.
-    pub(super) fn route_now(&mut self) -> Result<bool, Failure> {
+    fn route_now(&mut self) -> Result<bool, Failure> {
         let Some(database) = self.split.as_ref().and_then(|split| split.database.clone()) else {
             self.follow_hint();
             return Ok(true);
@@ -158,7 +169,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`route_now`](Self::route_now).
-    pub(super) async fn route_later(&mut self) -> Result<(), Failure> {
+    async fn route_later(&mut self) -> Result<(), Failure> {
         let Some(database) = self.split.as_ref().and_then(|split| split.database.clone()) else {
             return Ok(());
         };

@@ -107,7 +107,17 @@ async fn each_statement_goes_where_it_belongs() {
         assert_eq!(rows.last(), Some(at.as_str()), "{sql}");
         assert!(route().await.starts_with(why), "{sql}: {}", route().await);
     }
-    // A transaction by its first statement.
+    assert_eq!(count(&servers[0]), "0", "nothing was ever written on the reader");
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_goes_by_its_first_statement_and_a_session_as_it_says() {
+    let (servers, running) = pair(config()).await;
+    let [reader, primary] = servers.each_ref().map(|server| server.port.to_string());
+    let client = running.connect(Endpoint::Split).await;
+    let port = "select inet_server_port()";
+    let route = async || value(&client, "show synapsedb.last_route").await;
     for (begin, at) in [
         ("begin", &primary),
         ("begin read only", &reader),
@@ -193,6 +203,13 @@ async fn what_stays_in_the_session_is_at_the_primary() {
         assert_eq!(code_of(&error), "0A000", "{sql}");
         client.batch_execute("rollback").await.unwrap();
     }
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_guard_of_a_reader_is_not_left_behind() {
+    let (servers, running) = pair(config()).await;
+    let client = running.connect(Endpoint::Split).await;
     client.batch_execute("begin read only").await.unwrap();
     assert_eq!(value(&client, "show transaction_read_only").await, "on");
     let (code, _) = refused(&client, "insert into t values (1)").await;
