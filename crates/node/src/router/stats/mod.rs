@@ -53,7 +53,7 @@ struct Counts {
     clients: u64,
     /// The most at once, as it is looked at once a second.
     clients_max: u64,
-    /// How many there may be, on both endpoints together.
+    /// How many there may be, on all endpoints together.
     limit: u64,
     opened: u64,
     waiting: u64,
