@@ -15,11 +15,10 @@ die() {
 major=${1:-}
 shift || true
 scripts=/usr/share/debootstrap/scripts
-debian=http://deb.debian.org/debian
 case $major in
-16) base=(--no-check-gpg --components=main,universe noble DIR http://archive.ubuntu.com/ubuntu "$scripts/gutsy") ;;
-17) base=(trixie DIR "$debian" "$scripts/sid") ;;
-18) base=(forky DIR "$debian" "$scripts/sid") ;;
+16) base=(--no-check-gpg --components=main,universe noble DIR '' "$scripts/gutsy") ;;
+17) base=(trixie DIR '' "$scripts/sid") ;;
+18) base=(forky DIR '' "$scripts/sid") ;;
 *) die "usage: scripts/test-on.sh 16|17|18 [name of tests ...]" ;;
 esac
 [ "$(id -u)" -eq 0 ] || die 'debootstrap needs root'

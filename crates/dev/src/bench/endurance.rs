@@ -47,7 +47,7 @@ fn peaks(cluster: &Cluster, figures: &mut Figures, what: &str) {
 async fn peer_down(system: &System, cluster: &Cluster, transactions: u64) -> Result<()> {
     let session = system.origin().try_session().await?;
     session.batch_execute("truncate bench_single").await?;
-    measure::settle(system.receiver(), &session).await?;
+    measure::rest(system, &session).await?;
     cluster.node(2).stop();
     cluster.nodes().iter().for_each(|node| node.reset_memory_peak());
     session.batch_execute("set synchronous_commit = off").await?;

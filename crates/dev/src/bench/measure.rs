@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::system::{Pause, System};
 use crate::client::{Server, Session};
+use crate::eventually::try_eventually;
 
 /// How long a backlog may take to drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(900);
@@ -47,7 +48,7 @@ pub(super) async fn drain_single(
 ) -> Result<Duration> {
     let session = system.origin().try_session().await?;
     session.batch_execute("truncate bench_single").await?;
-    settle(system.receiver(), &session).await?;
+    rest(system, &session).await?;
     system.pause(pause).await?;
     // How durable the backlog itself is at the origin is not measured.
     session.batch_execute("set synchronous_commit = off").await?;
@@ -58,15 +59,41 @@ pub(super) async fn drain_single(
     Ok(drained)
 }
 
+/// What one large transaction does, in the order in which they are measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Large {
+    /// It inserts all rows.
+    Insert,
+    /// It updates all rows, which stay where they are.
+    Update,
+    /// It deletes all rows.
+    Delete,
+}
+
+impl Large {
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::Insert, Self::Update, Self::Delete];
+
+    fn sql(self, rows: u64) -> String {
+        match self {
+            Self::Insert => large(rows),
+            Self::Update => "update bench_large set payload = payload || '!'".to_owned(),
+            Self::Delete => "delete from bench_large".to_owned(),
+        }
+    }
+}
+
 /// How long one transaction of `rows` rows takes to arrive that was written while the receiver stood still.
-pub(super) async fn drain_large(system: &System, rows: u64) -> Result<Duration> {
+pub(super) async fn drain_large(system: &System, what: Large, rows: u64) -> Result<Duration> {
     let session = system.origin().try_session().await?;
-    session.batch_execute("truncate bench_large").await?;
-    settle(system.receiver(), &session).await?;
+    if let Large::Insert = what {
+        session.batch_execute("truncate bench_large").await?;
+    }
+    rest(system, &session).await?;
     system.pause(Pause::Receiver).await?;
-    session.batch_execute(&large(rows)).await.context("write the transaction")?;
+    session.batch_execute(&what.sql(rows)).await.context("write the transaction")?;
     let drained = drain(system, &session).await?;
-    same(system, "select count(*), sum(id) from bench_large").await?;
+    same(system, "select count(*), sum(id), sum(length(payload)) from bench_large").await?;
     Ok(drained)
 }
 
@@ -74,7 +101,7 @@ pub(super) async fn drain_large(system: &System, rows: u64) -> Result<Duration> 
 pub(super) async fn pass_large(system: &System, rows: u64) -> Result<()> {
     let session = system.origin().try_session().await?;
     session.batch_execute("truncate bench_large").await?;
-    settle(system.receiver(), &session).await?;
+    rest(system, &session).await?;
     session.batch_execute(&large(rows)).await?;
     if let System::Native(cluster) = system {
         let count = rows.to_string();
@@ -101,6 +128,27 @@ fn large(rows: u64) -> String {
     format!(
         "insert into bench_large (id, payload) select n, md5(n::text) from generate_series(1, {rows}) n"
     )
+}
+
+/// Waits until everything written so far has arrived, and until no server has any of it left to send: what a receiver
+/// has applied it decodes too.
+pub(super) async fn rest(system: &System, origin: &Session) -> Result<()> {
+    for receiver in system.receivers() {
+        settle(receiver, origin).await?;
+    }
+    for server in system.receivers().into_iter().chain([system.origin()]) {
+        let written = server.try_rows("select pg_current_wal_lsn()").await?.concat();
+        let sent = format!(
+            "select coalesce(bool_and(confirmed_flush_lsn >= '{written}'), true)::text from pg_replication_slots"
+        );
+        let confirmed = async || match server.try_rows(&sent).await {
+            Ok(rows) if rows == ["true"] => Ok(()),
+            Ok(_) => Err(format!("{} has not sent its WAL up to {written}", server.name)),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        try_eventually(DRAIN_TIMEOUT, confirmed).await.map_err(anyhow::Error::msg)?;
+    }
+    Ok(())
 }
 
 /// Waits until everything written so far has arrived.
@@ -161,7 +209,7 @@ pub(super) async fn same(system: &System, sql: &str) -> Result<()> {
 pub(super) async fn load(system: &System, rate_per_s: u32, seconds: u32) -> Result<u64> {
     let session = system.origin().try_session().await?;
     session.batch_execute("truncate bench_load").await?;
-    settle(system.receiver(), &session).await?;
+    rest(system, &session).await?;
     let (stop, stopped) = watch::channel(false);
     let mut load = writers(system, rate_per_s, &stopped);
     tokio::time::sleep(Duration::from_secs(seconds.into())).await;
@@ -170,7 +218,7 @@ pub(super) async fn load(system: &System, rate_per_s: u32, seconds: u32) -> Resu
     while let Some(ended) = load.join_next().await {
         written += ended??;
     }
-    settle(system.receiver(), &session).await?;
+    rest(system, &session).await?;
     Ok(written)
 }
 
@@ -198,7 +246,7 @@ pub(super) async fn lag(system: &System, rate_per_s: u32, seconds: u32) -> Resul
     }
     let committed = Arc::new(Mutex::new(Vec::new()));
     let origin = system.origin().try_session().await?;
-    settle(system.receiver(), &origin).await?;
+    rest(system, &origin).await?;
     let watcher =
         tokio::spawn(watch_markers(system.receiver().clone(), committed.clone(), stopped.clone()));
     let end = Instant::now() + Duration::from_secs(seconds.into());
@@ -209,7 +257,7 @@ pub(super) async fn lag(system: &System, rate_per_s: u32, seconds: u32) -> Resul
         tokio::time::sleep(MARKER_PAUSE).await;
     }
     // What is on its way is still seen: the last marker of a settled system has arrived.
-    settle(system.receiver(), &origin).await?;
+    rest(system, &origin).await?;
     tokio::time::sleep(MARKER_PAUSE).await;
     let wall_s = base.elapsed().as_secs_f64();
     stop.send_replace(true);
@@ -289,7 +337,9 @@ mod tests {
             }
         };
         assert!(drain_single(&system, Pause::Receiver, 50).await? > Duration::ZERO);
-        assert!(drain_large(&system, 100).await? > Duration::ZERO);
+        for what in Large::ALL {
+            assert!(drain_large(&system, what, 100).await? > Duration::ZERO);
+        }
         let lags = lag(&system, 50, 1).await?;
         assert!(lags.sorted_ms.len() > 5 && lags.rate_per_s > 10.0);
         assert!(lags.percentile_ms(0.5) <= lags.percentile_ms(0.99));

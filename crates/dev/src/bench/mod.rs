@@ -179,9 +179,16 @@ async fn one_receiver(system: &System, options: &Options, figures: &mut Figures)
         }
     }
     if options.has(Part::Large) {
-        let drained = measure::drain_large(system, options.rows).await?;
-        let what = format!("drain of one transaction of {} rows", options.rows);
-        figures.add(&what, options.rows as f64 / drained.as_secs_f64(), "rows/s");
+        for large in measure::Large::ALL {
+            let drained = measure::drain_large(system, large, options.rows).await?;
+            let what = match large {
+                measure::Large::Insert => "",
+                measure::Large::Update => ", updates",
+                measure::Large::Delete => ", deletes",
+            };
+            let what = format!("drain of one transaction of {} rows{what}", options.rows);
+            figures.add(&what, options.rows as f64 / drained.as_secs_f64(), "rows/s");
+        }
     }
     if options.has(Part::Lag) {
         let idle = measure::lag(system, 0, options.seconds).await?;

@@ -28,9 +28,7 @@ pub(super) async fn measure(system: &System, options: &Options) -> Result<Writte
     let fill = include_str!("fill_tpcb.sql").replace("$scale", &options.scale.to_string());
     origin.try_rows(&fill).await.context("fill the tables")?;
     let session = origin.try_session().await?;
-    for receiver in system.receivers() {
-        measure::settle(receiver, &session).await?;
-    }
+    measure::rest(system, &session).await?;
     let mut pgbench = Command::new(programs(Some(system.major().await?))?.join("pgbench"));
     pgbench
         .args(["-n", "-b", "tpcb-like", "-h", "127.0.0.1", "-U", &origin.user])

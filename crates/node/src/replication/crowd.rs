@@ -11,16 +11,19 @@ use rustix::time::{
 use tokio::io::unix::AsyncFd;
 
 /// The span over which transactions are counted.
-const SPAN: Duration = Duration::from_millis(5);
+const SPAN: Duration = Duration::from_millis(20);
 
-/// From this many transactions in [`SPAN`] on, they are left to gather: 2000 per second.
-const MANY: u64 = 10;
+/// From this many transactions in [`SPAN`] on, they are left to gather: 500 per second.
+const SOME: u64 = 10;
+
+/// From this many on they may gather for longer: 2000 per second.
+const MANY: u64 = 40;
 
 /// So many transactions gather, about as many as fit into a quarter of the socket to the server.
 const GATHERED: u64 = 32;
 
-/// They gather no longer than this, which nobody notices at such a rate.
-const GATHER_MAX: Duration = Duration::from_millis(2);
+/// They gather no longer than this, which nobody notices at such a rate: some, and many.
+const GATHER_MAX: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(2)];
 
 /// And no shorter: the waiting itself costs something.
 const GATHER_MIN: Duration = Duration::from_micros(200);
@@ -85,12 +88,17 @@ impl Crowd {
 /// How long transactions gather of which so many came in `elapsed`.
 fn gather(count: u64, elapsed: Duration) -> Option<Duration> {
     let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-    let expected = elapsed_us.saturating_mul(MANY) / SPAN.as_micros() as u64;
-    if count == 0 || count < expected {
-        return None;
-    }
+    let reaches = |count_per_span: u64| {
+        count > 0 && count >= elapsed_us.saturating_mul(count_per_span) / SPAN.as_micros() as u64
+    };
+    let [some, many] = GATHER_MAX;
+    let max = match (reaches(SOME), reaches(MANY)) {
+        (false, _) => return None,
+        (true, false) => some,
+        (true, true) => many,
+    };
     let us = elapsed_us.saturating_mul(GATHERED) / count;
-    Some(Duration::from_micros(us).clamp(GATHER_MIN, GATHER_MAX))
+    Some(Duration::from_micros(us).clamp(GATHER_MIN, max))
 }
 
 #[cfg(test)]
@@ -100,8 +108,9 @@ mod tests {
     #[test]
     fn few_transactions_are_read_at_once_and_many_gather() {
         let of = |count, ms| gather(count, Duration::from_millis(ms));
-        assert_eq!((of(0, 5), of(9, 5), of(19, 10), of(1, 1000)), (None, None, None, None));
-        assert_eq!(of(10, 5), Some(GATHER_MAX), "2000 per second");
+        assert_eq!((of(0, 20), of(9, 20), of(19, 40), of(1, 1000)), (None, None, None, None));
+        assert_eq!(of(10, 20), Some(GATHER_MAX[0]), "500 per second");
+        assert_eq!(of(40, 20), Some(GATHER_MAX[1]), "2000 per second");
         assert_eq!(of(320, 10), Some(Duration::from_millis(1)), "32,000 per second");
         assert_eq!(of(100_000, 10), Some(GATHER_MIN));
     }

@@ -95,6 +95,28 @@ async fn an_update_and_a_delete_end_alike_in_both_orders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_large_transaction_that_others_have_written_are_told_and_settled_alike() {
+    let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("create table many (id int primary key, v text)").await;
+    cluster.node(1).sql("insert into many select i, 'old' from generate_series(1, 600) i").await;
+    cluster.all_show("select count(*) from many", &["600"]).await;
+    concurrently(
+        &cluster,
+        &[
+            (2, "update many set v = 'two' where id in (1, 2)"),
+            (1, "begin; update many set v = 'one' where id <= 300; delete from many where id > 300; commit"),
+            (3, "update many set v = 'three' where id = 3"),
+            (3, "update many set v = 'kept' where id = 301"),
+        ],
+    )
+    .await;
+    let expected = ["kept|1", "one|299", "three|1"];
+    cluster.all_show("select v, count(*) from many group by v order by v", &expected).await;
+    cluster.all_show("select v from many where id = 301", &["kept"]).await;
+    cluster.all_show("select v from many where id = 1", &["one"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_unique_value_goes_to_the_later_writer_wherever_its_row_is() {
     let (cluster, _turn) = cluster().await;
     cluster

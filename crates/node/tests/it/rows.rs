@@ -16,6 +16,52 @@ async fn keys_can_change() {
     cluster.all_show("select a from keyed order by a", &["3", "12"]).await;
 }
 
+/// Many updates and deletes of one transaction go in few statements; what they do is what they did one by one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_updates_and_deletes_what_it_did_at_its_origin() {
+    let cluster = shared().await;
+    cluster
+        .node(1)
+        .sql(
+            "create table bulk (a int, b text, v numeric(12, 2), note text, day date, doc jsonb, primary key (a, b));
+             alter table bulk alter note set storage external;
+             create table bulk_places (id int primary key, place int unique);
+             create table bulk_keyless (id int, v int);
+             insert into bulk select i, 'b' || i % 7, i, repeat(md5(i::text), 100 * (i % 2)), date '2026-01-01' + i, '{}'
+             from generate_series(1, 3000) i;
+             insert into bulk_places select i, i from generate_series(1, 500) i;
+             insert into bulk_keyless select i, i from generate_series(1, 20) i",
+        )
+        .await;
+    cluster.all_show("select count(*) from bulk_keyless", &["20"]).await;
+    // Rows that are met twice, keys that change, values that stay where they are, places that become free on the way.
+    cluster
+        .node(2)
+        .sql(
+            "begin;
+             update bulk set v = v + 1, note = null where a % 3 = 0;
+             update bulk set v = v * 2 where a % 2 = 0;
+             update bulk set doc = jsonb_build_object('a', a), day = null where a <= 1000;
+             update bulk set a = -a where a % 10 = 0;
+             delete from bulk where a > 0 and a % 7 = 0;
+             insert into bulk select i, 'again', 0, null, null, null from generate_series(7, 700, 7) i;
+             update bulk set v = v + 1 where b = 'again';
+             update bulk_places set place = place - 1;
+             delete from bulk_places where id > 400;
+             update bulk_keyless set v = 0 where id <= 10;
+             delete from bulk_keyless where id > 15;
+             commit",
+        )
+        .await;
+    let rows = "select count(*), sum(v), md5(string_agg(bulk::text, ';' order by a, b)),
+                       (select count(*) || '|' || sum(place) from bulk_places),
+                       (select count(*) || '|' || sum(v) from bulk_keyless)
+                from bulk";
+    cluster.all_show_as(2, rows).await;
+    cluster.all_show("select count(*), sum(place) from bulk_places", &["400|79800"]).await;
+    cluster.all_show("select count(*), sum(v) from bulk_keyless", &["15|65"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_without_primary_key_replicates_by_its_whole_rows() {
     let cluster = shared().await;

@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use synapsedb_core::change::{Change, OldTuple, Value};
+use synapsedb_core::change::{Change, Value};
 use synapsedb_core::delivery::Delivery;
 use synapsedb_core::history::Writer;
 use synapsedb_core::lsn::Lsn;
@@ -79,31 +79,7 @@ struct Statement<'f> {
 }
 
 impl<'f> Statement<'f> {
-    fn row_change(&self) -> Option<RowChange<'_, 'f>> {
-        Some(match &self.change {
-            Change::Insert { new, .. } => RowChange::Insert(new),
-            Change::Update { old: Some(OldTuple::Key(old) | OldTuple::Full(old)), new, .. } => {
-                RowChange::Update(old, new)
-            }
-            Change::Update { old: None, new, .. } => RowChange::Update(new, new),
-            Change::Delete { old: OldTuple::Key(old) | OldTuple::Full(old), .. } => {
-                RowChange::Delete(old)
-            }
-            Change::Truncate { .. } => return None,
-        })
-    }
-
-    fn shape(&self) -> Shape {
-        match &self.change {
-            Change::Insert { .. } => Shape::Insert,
-            Change::Update { new, .. } => {
-                Shape::Update(new.iter().map(|value| *value != Value::Unchanged).collect())
-            }
-            Change::Delete { .. } | Change::Truncate { .. } => Shape::Delete,
-        }
-    }
-
-    /// Whether [`Statement::shape`] would be this one.
+    /// Whether its [`Shape`] would be this one.
     fn has(&self, shape: &Shape) -> bool {
         match (&self.change, shape) {
             (Change::Insert { .. }, Shape::Insert) | (Change::Delete { .. }, Shape::Delete) => true,
@@ -163,7 +139,7 @@ impl Run {
         let mut added = 0;
         let mut whole = true;
         for statement in statements {
-            let Some(change) = statement.row_change() else { continue };
+            let Some(change) = RowChange::of(&statement.change) else { continue };
             for value in plans[statement.plan].values(&change) {
                 let array =
                     arrays.next().context("a transaction has more values than its shape")?;
@@ -328,8 +304,10 @@ impl Lane<'_> {
 
     /// The procedure for a shape, made when the shape has come often enough. Nothing may be gathered.
     async fn procedure(&mut self, statements: &[Statement<'_>]) -> Step<Option<Arc<Procedure>>> {
-        let shape: TransactionShape =
-            statements.iter().map(|statement| (statement.plan, statement.shape())).collect();
+        let shape = |statement: &Statement<'_>| {
+            Some((statement.plan, RowChange::of(&statement.change)?.shape()))
+        };
+        let shape: TransactionShape = statements.iter().filter_map(shape).collect();
         match self.calls.shapes.get_mut(&shape) {
             Some(Known::Procedure(procedure)) => return Ok(Some(procedure.clone())),
             Some(Known::Seen(times)) if *times >= SEEN_MIN => {}

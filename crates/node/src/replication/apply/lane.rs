@@ -136,7 +136,7 @@ impl<'a> Lane<'a> {
             plans: Vec::new(),
             known: BTreeMap::new(),
             current: HashMap::new(),
-            batch: Batch::default(),
+            batch: Batch::new(),
             sent,
             open: None,
             header: None,
@@ -249,7 +249,7 @@ impl<'a> Lane<'a> {
         self.shared.applied.advance(self.source.origin, self.sent);
         self.reader = self.source.spool.reader_after(self.sent)?;
         self.open = None;
-        self.batch = Batch::default();
+        self.batch = Batch::new();
         self.current.clear();
         for (name, sql) in STATEMENTS {
             if unprepared.iter().any(|statement| statement == name) {

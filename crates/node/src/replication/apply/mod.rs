@@ -15,6 +15,7 @@ pub(crate) mod inherited;
 mod lane;
 mod plan;
 mod session;
+mod shape;
 mod slow;
 mod taken_back;
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
-use synapsedb_core::change::{OldTuple, Relation, ReplicaIdentity, Tuple, Value};
+use synapsedb_core::change::{Change, Relation, ReplicaIdentity, Value};
+use synapsedb_core::history::Digest;
 use synapsedb_pg::quote;
 
 use super::array::Array;
@@ -12,71 +13,10 @@ use super::check::VersionCheck;
 use super::column::{Column, Local, LocalColumn};
 use super::element::Element;
 use super::session::Parameter;
+use super::shape::Place;
+pub(crate) use super::shape::{RowChange, Shape};
 use crate::replication::foreign_keys::ForeignKeys;
 use crate::replication::keys::{LocalKeys, RowKeys, UniqueIndex};
-
-/// Which statement of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Shape {
-    /// One row.
-    Insert,
-    /// Many rows as one text array per column.
-    InsertMany,
-    /// The columns that are present (an unchanged TOAST value is not).
-    Update(Vec<bool>),
-    /// One row.
-    Delete,
-}
-
-/// Where a statement finds its values.
-#[derive(Clone, Copy)]
-enum Place {
-    /// It is a prepared statement: parameters `$1`, `$2`, …
-    Statement,
-    /// It stands in a procedure: variables `c1`, `c2`, … of the types of their elements, numbered on from here, and the
-    /// bound `bound_`.
-    Procedure(usize),
-}
-
-impl Place {
-    /// The value with this number, counted from 1 within the statement.
-    fn value(self, number: usize, type_name: &str) -> String {
-        match self {
-            Self::Statement => format!("${number}"),
-            Self::Procedure(before) => cast(&format!("c{}", before + number), type_name),
-        }
-    }
-
-    /// Up to which commit time writers were certainly seen: the last parameter of a statement.
-    fn bound(self, number: usize) -> String {
-        match self {
-            Self::Statement => format!("${number}::timestamptz"),
-            Self::Procedure(_) => "bound_".to_owned(),
-        }
-    }
-
-    /// The statement so that it ends its transaction with SY001 when it does not meet its row; a procedure looks for
-    /// itself.
-    fn must_meet(self, sql: String) -> String {
-        match self {
-            Self::Statement => format!(
-                "with met as ({sql} returning 1) \
-                 select synapsedb.unmet() where not exists (select from met)"
-            ),
-            Self::Procedure(_) => sql,
-        }
-    }
-}
-
-/// A change of one row, for which there is a [`Shape`].
-pub(crate) enum RowChange<'t, 'v> {
-    /// The row.
-    Insert(&'t [Value<'v>]),
-    /// What names the row, and the row after the update.
-    Update(&'t [Value<'v>], &'t [Value<'v>]),
-    /// What names the row.
-    Delete(&'t [Value<'v>]),
-}
 
 /// The statements for one relation as one origin describes it.
 pub(crate) struct Plan {
@@ -174,8 +114,10 @@ impl Plan {
         }
         let name = format!("r{}_{}", self.number, self.prepared.len());
         let sql = match shape {
-            Shape::InsertMany => self.insert(true, Place::Statement),
             Shape::Insert | Shape::Update(_) | Shape::Delete => self.row(shape, Place::Statement),
+            Shape::InsertMany | Shape::UpdateMany(_) | Shape::DeleteMany => {
+                self.row(shape, Place::Many)
+            }
         };
         self.prepared.insert(shape.clone(), name.clone());
         (name, Some(sql))
@@ -188,36 +130,35 @@ impl Plan {
 
     fn row(&self, shape: &Shape, place: Place) -> String {
         match shape {
-            Shape::Insert => self.insert(false, place),
-            Shape::InsertMany => self.insert(true, place),
-            Shape::Update(present) => self.update(present, place),
-            Shape::Delete => self.delete(place),
+            Shape::Insert | Shape::InsertMany => self.insert(place),
+            Shape::Update(present) | Shape::UpdateMany(present) => self.update(present, place),
+            Shape::Delete | Shape::DeleteMany => self.delete(place),
         }
     }
 
-    fn insert(&self, many: bool, place: Place) -> String {
-        let written: Vec<&Column> =
-            self.columns.iter().filter(|column| column.insertable()).collect();
-        let names = written.iter().map(|column| quote::ident(&column.local.name));
+    /// The rows of a statement for many, as SQL; nothing for one row.
+    fn rows(&self, shape: &Shape, place: Place) -> Option<String> {
+        let Place::Many = place else { return None };
+        let elements = self.elements(shape);
+        let numbered = || (1..).zip(&elements);
+        // In the target list they are read one by one; in FROM they would be stored first.
+        let arrays = numbered().map(|(number, e)| format!("unnest(${number}::{}[])", e.sql()));
+        let names = numbered().map(|(number, _)| format!("c{number}"));
+        Some(format!("(select {}) as s({})", list(arrays), list(names)))
+    }
+
+    fn insert(&self, place: Place) -> String {
+        let written = self.columns.iter().filter(|column| column.insertable());
+        let names = written.clone().map(|column| quote::ident(&column.local.name));
         let names = list(names.chain(self.added.iter().map(|(name, _)| name.clone())));
-        let added = self.added.iter().map(|(_, value)| value.clone());
-        let mut sql = format!("insert into {} as t ({names}) overriding system value ", self.table);
-        if many {
-            let value = |(index, column): (usize, &&Column)| {
-                let type_name = &column.local.type_name;
-                let array = format!("${}::{}[]", index + 1, Element::of(type_name).sql());
-                cast(&format!("unnest({array})"), type_name)
-            };
-            let values = list(written.iter().enumerate().map(value).chain(added));
-            let _ = write!(sql, "select {values}");
-        } else {
-            let value = |(index, column): (usize, &&Column)| {
-                place.value(index + 1, &column.local.type_name)
-            };
-            let values = list(written.iter().enumerate().map(value).chain(added));
-            let _ = write!(sql, "values ({values})");
+        let values =
+            (1..).zip(written).map(|(number, column)| place.value(number, &column.local.type_name));
+        let values = list(values.chain(self.added.iter().map(|(_, value)| value.clone())));
+        let into = format!("insert into {} as t ({names}) overriding system value", self.table);
+        match self.rows(&Shape::InsertMany, place) {
+            Some(rows) => format!("{into} select {values} from {rows}"),
+            None => format!("{into} values ({values})"),
         }
-        sql
     }
 
     /// SQL that finds the row; its parameters begin with number `first`.
@@ -248,7 +189,7 @@ impl Plan {
         let (mut sql, parameters) = self.update_found(present, place);
         if self.primary_key {
             let _ = write!(sql, " and {}", self.seen(&place.bound(parameters + 1)));
-            return place.must_meet(sql);
+            return place.must_meet(sql, parameters + 2);
         }
         sql
     }
@@ -273,18 +214,22 @@ impl Plan {
             sets
         };
         let found = self.find(updated.len() + 1, place);
-        let sql = format!("update {} as t set {sets} where {found}", self.table);
+        let rows = self.rows(&Shape::UpdateMany(present.to_vec()), place);
+        let from = rows.map(|rows| format!(" from {rows}")).unwrap_or_default();
+        let sql = format!("update {} as t set {sets}{from} where {found}", self.table);
         let keys = self.columns.iter().filter(|column| column.key).count();
         (sql, updated.len() + keys)
     }
 
     fn delete(&self, place: Place) -> String {
         let found = self.find(1, place);
-        let sql = format!("delete from {} as t where {found}", self.table);
+        let rows = self.rows(&Shape::DeleteMany, place);
+        let using = rows.map(|rows| format!(" using {rows}")).unwrap_or_default();
+        let sql = format!("delete from {} as t{using} where {found}", self.table);
         if self.primary_key {
             let keys = self.columns.iter().filter(|column| column.key).count();
             let check = self.seen(&place.bound(keys + 1));
-            return place.must_meet(format!("{sql} and {check}"));
+            return place.must_meet(format!("{sql} and {check}"), keys + 2);
         }
         sql
     }
@@ -298,10 +243,11 @@ impl Plan {
     /// without the bound.
     pub(super) fn unchecked(&self, shape: &Shape) -> String {
         match shape {
-            Shape::Insert => self.insert(false, Place::Statement),
-            Shape::InsertMany => self.insert(true, Place::Statement),
-            Shape::Update(present) => self.update_found(present, Place::Statement).0,
-            Shape::Delete => {
+            Shape::Insert | Shape::InsertMany => self.insert(Place::Statement),
+            Shape::Update(present) | Shape::UpdateMany(present) => {
+                self.update_found(present, Place::Statement).0
+            }
+            Shape::Delete | Shape::DeleteMany => {
                 format!("delete from {} as t where {}", self.table, self.find(1, Place::Statement))
             }
         }
@@ -317,75 +263,62 @@ impl Plan {
         self.prepared.retain(|_, name| name != statement);
     }
 
-    /// The parameters of [`Shape::Insert`]: the written columns.
-    pub(crate) fn insert_parameters<'a>(&self, new: &Tuple<'a>) -> Vec<Parameter<'a>> {
-        let written = self.columns.iter().zip(new).filter(|(column, _)| column.insertable());
-        written.map(|(_, value)| parameter(*value)).collect()
-    }
-
-    /// One binary array per written column of [`Shape::InsertMany`]; `None` when a value must go as text.
+    /// One binary array per value of a statement for many rows; `None` when a value must go as text.
     ///
     /// # Errors
     /// A value that is not text; the stream is asked for text only.
-    pub(crate) fn insert_many_parameters(
+    pub(super) fn arrays(
         &self,
-        rows: &[Tuple<'_>],
+        shape: &Shape,
+        changes: &[Change<'_>],
     ) -> Result<Option<Vec<Vec<u8>>>> {
-        let mut arrays = Vec::with_capacity(self.columns.len());
-        for (index, column) in self.columns.iter().enumerate() {
-            if !column.insertable() {
-                continue;
-            }
-            let mut array = Array::new(Element::of(&column.local.type_name));
-            for row in rows {
-                if !array.push(row[index])? {
+        let mut arrays: Vec<_> = self.elements(shape).into_iter().map(Array::new).collect();
+        for change in changes.iter().filter_map(RowChange::of) {
+            for (array, value) in arrays.iter_mut().zip(self.values(&change)) {
+                if !array.push(value)? {
                     return Ok(None);
                 }
             }
-            arrays.push(array.finish());
         }
-        Ok(Some(arrays))
+        Ok(Some(arrays.into_iter().map(Array::finish).collect()))
+    }
+
+    /// The parameters of the statement for a change of one row; with a bound those of the one that looks at its version.
+    pub(super) fn parameters<'v>(
+        &self,
+        change: &RowChange<'_, 'v>,
+        bound: Option<&'v [u8]>,
+    ) -> Vec<Parameter<'v>> {
+        let bound = bound.filter(|_| self.primary_key && !matches!(change, RowChange::Insert(_)));
+        let values = self.values(change).map(parameter);
+        values.chain(bound.map(Parameter::Text)).collect()
+    }
+
+    /// The row that a change updates or deletes, if it has a key.
+    pub(super) fn row_of(&self, change: &RowChange<'_, '_>) -> Option<Digest> {
+        let keys = self.keys.as_ref()?;
+        match change {
+            RowChange::Insert(_) => None,
+            RowChange::Update(row, _) | RowChange::Delete(row) => keys.row(row),
+        }
+    }
+
+    /// Whether changes like this one of different rows may go as one statement, in whatever order it takes them: no row
+    /// is in the way of another one's unique value.
+    pub(super) fn takes_many(&self, change: &RowChange<'_, '_>) -> bool {
+        let keys = self.keys.as_ref();
+        match change {
+            RowChange::Insert(_) => true,
+            RowChange::Update(old, new) => {
+                keys.is_some_and(|keys| !keys.has_claims() && keys.row(old) == keys.row(new))
+            }
+            RowChange::Delete(_) => keys.is_some(),
+        }
     }
 
     /// Whether rows have versions: then updates and deletes end with the bound as their last parameter.
     pub(crate) fn has_versions(&self) -> bool {
         self.primary_key
-    }
-
-    /// The shape and the parameters of an update.
-    pub(crate) fn update_parameters<'a>(
-        &self,
-        old: Option<&OldTuple<'a>>,
-        new: &Tuple<'a>,
-        bound: &'a [u8],
-    ) -> (Shape, Vec<Parameter<'a>>) {
-        let present: Vec<bool> = new.iter().map(|value| *value != Value::Unchanged).collect();
-        let updated = (0..self.columns.len()).filter(|index| self.updatable(*index, &present));
-        let mut parameters: Vec<_> = updated.map(|index| parameter(new[index])).collect();
-        let before = match old {
-            Some(OldTuple::Key(old) | OldTuple::Full(old)) => old,
-            None => new,
-        };
-        self.push_key(before, &mut parameters);
-        if self.primary_key {
-            parameters.push(Parameter::Text(bound));
-        }
-        (Shape::Update(present), parameters)
-    }
-
-    /// The parameters of a delete.
-    pub(crate) fn delete_parameters<'a>(
-        &self,
-        old: &OldTuple<'a>,
-        bound: &'a [u8],
-    ) -> Vec<Parameter<'a>> {
-        let (OldTuple::Key(old) | OldTuple::Full(old)) = old;
-        let mut parameters = Vec::new();
-        self.push_key(old, &mut parameters);
-        if self.primary_key {
-            parameters.push(Parameter::Text(bound));
-        }
-        parameters
     }
 
     pub(super) fn push_key<'a>(&self, row: &[Value<'a>], parameters: &mut Vec<Parameter<'a>>) {
@@ -422,12 +355,12 @@ impl Plan {
         let keys = keys.map(|column| if self.primary_key { of(column) } else { Element::Text });
         match shape {
             Shape::Insert | Shape::InsertMany => written.map(of).collect(),
-            Shape::Update(present) => (0..self.columns.len())
+            Shape::Update(present) | Shape::UpdateMany(present) => (0..self.columns.len())
                 .filter(|index| self.updatable(*index, present))
                 .map(|index| of(&self.columns[index]))
                 .chain(keys)
                 .collect(),
-            Shape::Delete => keys.collect(),
+            Shape::Delete | Shape::DeleteMany => keys.collect(),
         }
     }
 
@@ -439,16 +372,6 @@ impl Plan {
     /// The table, quoted, for TRUNCATE and for messages.
     pub(crate) fn table(&self) -> &str {
         &self.table
-    }
-}
-
-/// An element of an array as a value of the column's type.
-fn cast(value: &str, type_name: &str) -> String {
-    let element = Element::of(type_name);
-    if element != Element::Text || type_name == element.sql() {
-        value.to_owned()
-    } else {
-        format!("{value}::{type_name}")
     }
 }
 

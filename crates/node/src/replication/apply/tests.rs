@@ -9,7 +9,7 @@ use super::check::VersionCheck;
 use super::column::{Local, LocalColumn};
 use super::inherited::Inherited;
 use super::plan::{Plan, RowChange, Shape};
-use crate::replication::keys::LocalKeys;
+use crate::replication::keys::{LocalKeys, UniqueIndex};
 
 fn node(number: u16) -> NodeId {
     NodeId::new(number).unwrap()
@@ -85,7 +85,8 @@ fn a_table_with_a_key_compares_versions() {
         &Shape::InsertMany,
         expect![[r#"
             insert into "public"."t" as t ("id", "v") overriding system value
-            select unnest($1::integer[]), unnest($2::text[])::character varying(10)"#]],
+            select s.c1, s.c2::character varying(10)
+            from (select unnest($1::integer[]), unnest($2::text[])) as s(c1, c2)"#]],
     );
     sql(
         &mut plan,
@@ -112,6 +113,34 @@ fn a_table_with_a_key_compares_versions() {
             select synapsedb.unmet()
             where not exists (select
             from met)"#]],
+    );
+    sql(
+        &mut plan,
+        &Shape::UpdateMany(vec![true, false]),
+        expect![[r#"
+        with met as (update "public"."t" as t set "id" = s.c1
+        from (select unnest($1::integer[]), unnest($2::integer[])) as s(c1, c2)
+        where t."id" = s.c2
+        and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $3::timestamptz
+        or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+        and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
+        select synapsedb.unmet()
+        where (select count(*)
+        from met) <> $4::bigint"#]],
+    );
+    sql(
+        &mut plan,
+        &Shape::DeleteMany,
+        expect![[r#"
+        with met as (delete
+        from "public"."t" as t using (select unnest($1::integer[])) as s(c1)
+        where t."id" = s.c1
+        and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $2::timestamptz
+        or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+        and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
+        select synapsedb.unmet()
+        where (select count(*)
+        from met) <> $3::bigint"#]],
     );
     sql(
         &mut plan,
@@ -237,8 +266,9 @@ fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_
         &mut plan,
         &Shape::InsertMany,
         expect![[r#"
-        insert into "public"."t" as t ("id", "v", "added") overriding system value
-        select unnest($1::integer[]), unnest($2::text[]), '7'::integer"#]],
+            insert into "public"."t" as t ("id", "v", "added") overriding system value
+            select s.c1, s.c2, '7'::integer
+            from (select unnest($1::integer[]), unnest($2::text[])) as s(c1, c2)"#]],
     );
     sql(
         &mut plan,
@@ -254,7 +284,7 @@ fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_
         from met)"#]],
     );
     let row = [Value::Text(b"1"), Value::Text(b"lost"), Value::Text(b"x")];
-    assert_eq!(plan.insert_parameters(&row.to_vec()).len(), 2);
+    assert_eq!(plan.parameters(&RowChange::Insert(&row), None).len(), 2);
     let values: Vec<_> = plan.values(&RowChange::Update(&row, &row)).collect();
     assert_eq!(values, [row[0], row[2], row[0]]);
     let never = Plan::new(
@@ -265,4 +295,38 @@ fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_
         check(),
     );
     assert!(never.is_err(), "a column that never was here is no small thing");
+}
+
+#[test]
+fn only_changes_that_are_in_nobodys_way_go_as_one_statement() {
+    let columns = vec![column("id", true), column("v", false)];
+    let here = [local("id", "integer", true), local("v", "text", false)];
+    let index = |is_primary: bool, name: &str| {
+        let flags = [is_primary, true, false];
+        UniqueIndex::new(name, flags, &format!("[\"{name}\"]")).unwrap()
+    };
+    let plan = |indexes| {
+        let relation = relation(columns.clone(), ReplicaIdentity::Default);
+        let local = Local { columns: &here, gone: &[] };
+        Plan::new(0, &relation, local, LocalKeys::new(indexes, None), check()).unwrap()
+    };
+    let [one, two] =
+        [[Value::Text(b"1"), Value::Text(b"x")], [Value::Text(b"2"), Value::Text(b"x")]];
+    let changes = [
+        RowChange::Insert(&one),
+        RowChange::Update(&one, &one),
+        RowChange::Update(&one, &two),
+        RowChange::Delete(&one),
+    ];
+    for (plan, expected) in [
+        (plan(vec![index(true, "id")]), [true, true, false, true]),
+        (plan(vec![index(true, "id"), index(false, "v")]), [true, false, false, true]),
+        (plan(vec![]), [true, false, false, false]),
+    ] {
+        assert_eq!(changes.each_ref().map(|change| plan.takes_many(change)), expected);
+    }
+    let keyed = plan(vec![index(true, "id")]);
+    assert_eq!(keyed.row_of(&changes[1]), keyed.row_of(&changes[3]));
+    assert_ne!(keyed.row_of(&changes[1]), keyed.row_of(&RowChange::Delete(&two)));
+    assert_eq!(keyed.row_of(&changes[0]), None);
 }

@@ -1,46 +1,66 @@
 //! From the messages of a transaction to the statements that repeat them.
 
+use std::collections::HashSet;
+
 use anyhow::anyhow;
 use bytes::Bytes;
-use synapsedb_core::change::{Change, Tuple};
-use synapsedb_core::history::Writer;
+use synapsedb_core::change::Change;
+use synapsedb_core::history::{Digest, Writer};
 use synapsedb_pg::pgoutput::Message;
 
 use super::lane::{Lane, Step};
-use super::plan::{Plan, Shape};
+use super::plan::{Plan, RowChange, Shape};
 use super::session::{Parameter, Purpose};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::recent::{self, Side, relation_id};
 
-/// Rows from which on a run of inserts goes as arrays: below, the single statements cost less.
+/// Rows from which on a run of changes goes as arrays: below, the single statements cost less.
 const BATCH_ROWS_MIN: usize = 4;
 
 /// Bytes of rows that one batch holds at most.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// A run of inserts into one table.
-#[derive(Default)]
+/// A run of changes of one shape of different rows of one table.
 pub(super) struct Batch {
     plan: usize,
-    rows: Vec<Bytes>,
+    /// For many rows.
+    shape: Shape,
+    changes: Vec<Bytes>,
     bytes: usize,
+    /// The rows that are updated or deleted.
+    rows: HashSet<Digest>,
+}
+
+impl Batch {
+    /// Nothing yet.
+    pub(super) fn new() -> Self {
+        let (changes, rows) = (Vec::new(), HashSet::new());
+        Self { plan: 0, shape: Shape::InsertMany, changes, bytes: 0, rows }
+    }
 }
 
 impl Lane<'_> {
     pub(super) async fn message(&mut self, raw: Bytes) -> Step<()> {
         match raw.first() {
             Some(b'I') => {
-                let relation = relation_id(&raw);
-                let plan = self.plan(relation).await?;
-                let full = self.batch.rows.len() >= self.shared.config.apply_batch_rows
-                    || self.batch.bytes >= BATCH_BYTES;
-                if self.batch.plan != plan || full {
-                    self.flush_batch()?;
+                let plan = self.plan(relation_id(&raw)).await?;
+                self.gather(plan, Shape::InsertMany, None, raw)
+            }
+            Some(b'U' | b'D') => {
+                let plan = self.plan(relation_id(&raw)).await?;
+                let Message::Change(change) = self.decode(&raw)? else {
+                    return Err(anyhow!("a spooled message of kind U or D is no change").into());
+                };
+                if let Some(of_row) = RowChange::of(&change)
+                    && self.plans[plan].takes_many(&of_row)
+                {
+                    let (shape, row) = (of_row.shape().many(), self.plans[plan].row_of(&of_row));
+                    return self.gather(plan, shape, row, raw);
                 }
-                self.batch.plan = plan;
-                self.batch.bytes += raw.len();
-                self.batch.rows.push(raw);
-                Ok(())
+                self.flush_batch()?;
+                self.fits(plan, &change)?;
+                self.note(plan, std::slice::from_ref(&change))?;
+                self.one(plan, &change)
             }
             Some(b'R') => {
                 let relation = relation_id(&raw);
@@ -55,32 +75,23 @@ impl Lane<'_> {
         }
     }
 
+    /// Adds a change to the batch; what is in it is sent first if both cannot be in one statement.
+    fn gather(&mut self, plan: usize, shape: Shape, row: Option<Digest>, raw: Bytes) -> Step<()> {
+        let Batch { changes, bytes, rows, .. } = &self.batch;
+        let full = changes.len() >= self.shared.config.apply_batch_rows || *bytes >= BATCH_BYTES;
+        let again = row.is_some_and(|row| rows.contains(&row));
+        if full || again || self.batch.plan != plan || self.batch.shape != shape {
+            self.flush_batch()?;
+            (self.batch.plan, self.batch.shape) = (plan, shape);
+        }
+        self.batch.bytes += raw.len();
+        self.batch.rows.extend(row);
+        self.batch.changes.push(raw);
+        Ok(())
+    }
+
     async fn other_message(&mut self, raw: &Bytes) -> Step<()> {
         match self.decode(raw)? {
-            Message::Change(Change::Update { relation, old, new }) => {
-                let plan = self.plan(relation).await?;
-                self.fits(plan, &new)?;
-                let change = Change::Update { relation, old, new };
-                self.note(plan, std::slice::from_ref(&change))?;
-                let Change::Update { old, new, .. } = &change else { return Ok(()) };
-                let bound = std::mem::take(&mut self.bound);
-                let (shape, parameters) =
-                    self.plans[plan].update_parameters(old.as_ref(), new, &bound);
-                let sent = self.row(plan, &shape, &parameters);
-                self.bound = bound;
-                sent
-            }
-            Message::Change(Change::Delete { relation, old }) => {
-                let plan = self.plan(relation).await?;
-                let change = Change::Delete { relation, old };
-                self.note(plan, std::slice::from_ref(&change))?;
-                let Change::Delete { old, .. } = &change else { return Ok(()) };
-                let bound = std::mem::take(&mut self.bound);
-                let parameters = self.plans[plan].delete_parameters(old, &bound);
-                let sent = self.row(plan, &Shape::Delete, &parameters);
-                self.bound = bound;
-                sent
-            }
             Message::Change(Change::Truncate { .. }) => {
                 Err(self.refuse("a truncate must look at the rows of the table".to_owned()))
             }
@@ -88,8 +99,10 @@ impl Lane<'_> {
                 let ddl = Ddl::parse(content).map_err(|error| self.unreadable(&error))?;
                 self.ddl(&ddl).await
             }
-            // Inserts are batched; the rest is no part of a spooled transaction.
-            Message::Change(Change::Insert { .. })
+            // Changes of rows do not come here; the rest is no part of a spooled transaction.
+            Message::Change(
+                Change::Insert { .. } | Change::Update { .. } | Change::Delete { .. },
+            )
             | Message::LogicalMessage { .. }
             | Message::Begin { .. }
             | Message::Commit { .. }
@@ -127,7 +140,10 @@ impl Lane<'_> {
         }
     }
 
-    fn fits(&self, plan: usize, row: &Tuple<'_>) -> Step<()> {
+    fn fits(&self, plan: usize, change: &Change<'_>) -> Step<()> {
+        let (Change::Insert { new: row, .. } | Change::Update { new: row, .. }) = change else {
+            return Ok(());
+        };
         let width = self.plans[plan].width();
         if row.len() == width {
             return Ok(());
@@ -136,57 +152,63 @@ impl Lane<'_> {
         Err(self.refuse(format!("a row of {table} has {} columns, not {width}", row.len())))
     }
 
-    fn row(&mut self, plan: usize, shape: &Shape, parameters: &[Parameter<'_>]) -> Step<()> {
+    /// Sends the statement for one change.
+    fn one(&mut self, plan: usize, change: &Change<'_>) -> Step<()> {
+        let Some(change) = RowChange::of(change) else { return Ok(()) };
+        let bound = std::mem::take(&mut self.bound);
+        let parameters = self.plans[plan].parameters(&change, Some(&bound));
+        let sent = self.execute(plan, &change.shape(), &parameters, Purpose::Row);
+        self.bound = bound;
+        sent
+    }
+
+    fn execute(
+        &mut self,
+        plan: usize,
+        shape: &Shape,
+        parameters: &[Parameter<'_>],
+        purpose: Purpose,
+    ) -> Step<()> {
         let (name, sql) = self.plans[plan].statement(shape);
         if let Some(sql) = sql {
             self.session.prepare(&name, &sql)?;
         }
-        self.session.execute(&name, parameters, Purpose::Row)?;
+        self.session.execute(&name, parameters, purpose)?;
         Ok(())
     }
 
     pub(super) fn flush_batch(&mut self) -> Step<()> {
-        let batch = std::mem::take(&mut self.batch);
-        let mut rows = Vec::with_capacity(batch.rows.len());
-        for raw in &batch.rows {
-            let Message::Change(change @ Change::Insert { .. }) = self.decode(raw)? else {
-                return Err(anyhow!("a spooled message of kind I is no insert").into());
+        let batch = std::mem::replace(&mut self.batch, Batch::new());
+        let mut changes = Vec::with_capacity(batch.changes.len());
+        for raw in &batch.changes {
+            let Message::Change(change) = self.decode(raw)? else {
+                return Err(anyhow!("a spooled message that was a change is none").into());
             };
-            rows.push(change);
+            changes.push(change);
         }
-        if rows.is_empty() {
+        if changes.is_empty() {
             return Ok(());
         }
-        self.note(batch.plan, &rows)?;
-        let rows: Vec<Tuple<'_>> = rows.into_iter().filter_map(inserted).collect();
-        rows.iter().try_for_each(|row| self.fits(batch.plan, row))?;
-        if rows.len() >= BATCH_ROWS_MIN && self.insert_many(batch.plan, &rows)? {
+        self.note(batch.plan, &changes)?;
+        changes.iter().try_for_each(|change| self.fits(batch.plan, change))?;
+        if changes.len() >= BATCH_ROWS_MIN && self.many(batch.plan, &batch.shape, &changes)? {
             return Ok(());
         }
-        rows.iter().try_for_each(|row| {
-            let parameters = self.plans[batch.plan].insert_parameters(row);
-            self.row(batch.plan, &Shape::Insert, &parameters)
-        })
+        changes.iter().try_for_each(|change| self.one(batch.plan, change))
     }
 
-    /// Inserts rows by arrays; answers whether their values can go so.
-    fn insert_many(&mut self, plan: usize, rows: &[Tuple<'_>]) -> Step<bool> {
-        let Some(arrays) = self.plans[plan].insert_many_parameters(rows)? else {
+    /// Sends one statement for many changes; answers whether their values can go so.
+    fn many(&mut self, plan: usize, shape: &Shape, changes: &[Change<'_>]) -> Step<bool> {
+        let Some(arrays) = self.plans[plan].arrays(shape, changes)? else {
             return Ok(false);
         };
-        let parameters: Vec<_> = arrays.iter().map(|array| Parameter::Binary(array)).collect();
-        let (name, sql) = self.plans[plan].statement(&Shape::InsertMany);
-        if let Some(sql) = sql {
-            self.session.prepare(&name, &sql)?;
+        let mut parameters: Vec<_> = arrays.iter().map(|array| Parameter::Binary(array)).collect();
+        let (bound, count) = (std::mem::take(&mut self.bound), changes.len().to_string());
+        if *shape != Shape::InsertMany {
+            parameters.extend([&bound[..], count.as_bytes()].map(Parameter::Text));
         }
-        self.session.execute(&name, &parameters, Purpose::Other)?;
-        Ok(true)
-    }
-}
-
-fn inserted(change: Change<'_>) -> Option<Tuple<'_>> {
-    match change {
-        Change::Insert { new, .. } => Some(new),
-        Change::Update { .. } | Change::Delete { .. } | Change::Truncate { .. } => None,
+        let sent = self.execute(plan, shape, &parameters, Purpose::Other);
+        self.bound = bound;
+        sent.map(|()| true)
     }
 }

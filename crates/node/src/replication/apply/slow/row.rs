@@ -13,7 +13,7 @@ use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::RowVersion;
 
 use super::super::lane::Lane;
-use super::super::plan::Shape;
+use super::super::plan::{RowChange, Shape};
 use super::super::session::Parameter;
 use super::left_out::texts;
 use super::log::Conflict;
@@ -136,24 +136,15 @@ impl Lane<'_> {
     /// A row of a table without a primary key: one of the equal rows is changed, or there is none.
     async fn keyless(&mut self, plan: usize, change: &Change<'_>) -> Settled<()> {
         let width = self.plans[plan].width();
-        let (shape, parameters, told) = match change {
-            Change::Insert { new, .. } => {
-                (Shape::Insert, self.plans[plan].insert_parameters(new), new.as_slice())
-            }
-            Change::Update { old, new, .. } => {
-                let (shape, parameters) =
-                    self.plans[plan].update_parameters(old.as_ref(), new, b"");
-                (shape, parameters, new.as_slice())
-            }
-            Change::Delete { old, .. } => {
-                (Shape::Delete, self.plans[plan].delete_parameters(old, b""), old_values(old))
-            }
-            Change::Truncate { .. } => return Ok(()),
-        };
+        let Some(row_change) = RowChange::of(change) else { return Ok(()) };
+        let (RowChange::Insert(told) | RowChange::Update(_, told) | RowChange::Delete(told)) =
+            row_change;
+        let shape = row_change.shape();
         if told.len() != width {
             return Err(Trouble::row(format!("a row has {} columns, not {width}", told.len())));
         }
         let sql = self.plans[plan].unchecked(&shape);
+        let parameters = self.plans[plan].parameters(&row_change, None);
         let answer = self.ask(&sql, &parameters).await?;
         if answer.affected == 0 && shape != Shape::Insert {
             let conflict = Conflict::new("missing", "skipped").remote(told);
@@ -402,15 +393,12 @@ impl Lane<'_> {
             Some(left_out) => filled(new, &texts(left_out)),
             None => new.to_vec(),
         };
-        let (shape, parameters) = match here {
-            Some(_) => {
-                let (shape, mut parameters) = self.plans[plan].update_parameters(None, &new, b"");
-                parameters.pop();
-                (shape, parameters)
-            }
-            None => (Shape::Insert, self.plans[plan].insert_parameters(&new)),
+        let change = match here {
+            Some(_) => RowChange::Update(&new, &new),
+            None => RowChange::Insert(&new),
         };
-        let sql = self.plans[plan].unchecked(&shape);
+        let parameters = self.plans[plan].parameters(&change, None);
+        let sql = self.plans[plan].unchecked(&change.shape());
         self.session.queue("savepoint written", &[])?;
         let written = match self.ask(&sql, &parameters).await {
             Ok(_) => Written::Done,
