@@ -187,7 +187,7 @@ impl<'a> Up<'a, '_> {
             let text = body.strip_suffix(b"\0").unwrap_or(body);
             let (seen, before) = (Traits::of(text).flags, self.session.traits);
             self.session.note_text(text, seen);
-            if let Some(sql) = self.session.refusal(text, seen) {
+            if let Some(sql) = self.session.refusal(|| text, seen) {
                 self.replace_query(&sql, length);
                 return Ok(Step::Next);
             }
@@ -321,14 +321,11 @@ impl<'a> Up<'a, '_> {
             self.mark_bind(portal, traits);
             // It may have been parsed in an earlier transaction.
             self.session.traits = self.session.traits.with(traits);
-            if let Some(own) = self.session.own_unnamed()
-                && let Some(sql) = self.session.own_sql(&own, self.server)
-            {
-                self.bind_own(portal, &sql, length, there.len() - rest.len());
-                return Ok(Step::Next);
-            }
-            if let Some(sql) = self.session.refusal(statements::text(&self.session.unnamed), traits)
-            {
+            let own = self.session.own_unnamed();
+            let own = own.and_then(|own| self.session.own_sql(&own, self.server));
+            let session = &*self.session;
+            let refusal = || session.refusal(|| statements::text(&session.unnamed), traits);
+            if let Some(sql) = own.or_else(refusal) {
                 self.bind_own(portal, &sql, length, there.len() - rest.len());
                 return Ok(Step::Next);
             }
@@ -344,7 +341,8 @@ impl<'a> Up<'a, '_> {
         self.session.traits = self.session.traits.with(statement.traits);
         let values = there.len() - rest.len();
         let own = statement.own.as_ref().and_then(|own| self.session.own_sql(own, self.server));
-        let refusal = || self.session.refusal(statements::text(&statement.body), statement.traits);
+        let text = || statements::text(&statement.body);
+        let refusal = || self.session.refusal(text, statement.traits);
         if let Some(sql) = own.or_else(refusal) {
             self.bind_own(portal, &sql, length, values);
             return Ok(Step::Next);

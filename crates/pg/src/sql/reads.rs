@@ -149,18 +149,27 @@ const NO_READS: Flags = Flags::WRITES
     .with(Flags::END)
     .with(Flags::BACKSLASH);
 
-/// Whether each statement begins with the verb of a read. Those that leave a trace in their transaction do not.
+/// Whether each statement begins with the verb of a read. Those that leave a trace in their transaction do not, nor does
+/// a COPY to anywhere but the client.
 fn all_verbs_read(text: &[u8]) -> bool {
-    let mut is_start = true;
+    use Keyword::{Copy, Explain, Select, Show, Table, To, Values, With};
+    let (mut is_start, mut is_copy, mut after_to) = (true, false, false);
     for token in Lexer::new(text) {
+        let piece = &text[token.start..token.end];
+        let word = if token.kind == Kind::Word { keyword::of(piece) } else { None };
+        if is_copy && after_to && piece.eq_ignore_ascii_case(b"stdout") {
+            is_copy = false;
+        }
+        after_to = word == Some(To);
         match token.kind {
+            Kind::Symbol(b';') if is_copy => return false,
             Kind::Symbol(b';') => is_start = true,
             Kind::Symbol(b'(') if is_start => {}
             _ if !is_start => {}
             Kind::Word => {
-                use Keyword::{Copy, Explain, Select, Show, Table, Values, With};
-                match keyword::of(&text[token.start..token.end]) {
-                    Some(Select | Values | Table | With | Show | Explain | Copy) => {}
+                match word {
+                    Some(Select | Values | Table | With | Show | Explain) => {}
+                    Some(Copy) => is_copy = true,
                     Some(_) | None => return false,
                 }
                 is_start = false;
@@ -169,7 +178,7 @@ fn all_verbs_read(text: &[u8]) -> bool {
             Kind::Number | Kind::Symbol(_) => return false,
         }
     }
-    true
+    !is_copy
 }
 
 /// The name that a token is, as PostgreSQL folds it.

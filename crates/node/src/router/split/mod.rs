@@ -421,10 +421,15 @@ impl Session {
 
     /// What a text that goes to a reader is answered with in its place, if it may not run there: it would leave there
     /// what must be on the primary, or would be let write.
-    pub(super) fn refusal(&self, text: &[u8], traits: Flags) -> Option<String> {
+    pub(super) fn refusal<'a>(
+        &self,
+        text: impl FnOnce() -> &'a [u8],
+        traits: Flags,
+    ) -> Option<String> {
         if !self.turns.one_by_one {
             return None;
         }
+        let text = text();
         let leaves = traits.has(Flags::MAY_HOLD.with(Flags::SETS_UNNAMED));
         (leaves || may_set(text) && touches_read_only(text)).then(|| {
             super::own_statements::raise(
