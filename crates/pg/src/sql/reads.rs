@@ -149,8 +149,8 @@ const NO_READS: Flags = Flags::WRITES
     .with(Flags::END)
     .with(Flags::BACKSLASH);
 
-/// Whether each statement begins with the verb of a read. Those that leave a trace in their transaction do not, nor does
-/// a COPY to anywhere but the client.
+/// Whether each statement begins with the verb of a read. Those that leave a trace in their transaction do not, nor
+/// does a COPY to anywhere but the client.
 fn all_verbs_read(text: &[u8]) -> bool {
     use Keyword::{Copy, Explain, Select, Show, Table, To, Values, With};
     let (mut is_start, mut is_copy, mut after_to) = (true, false, false);
