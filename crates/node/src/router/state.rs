@@ -119,6 +119,10 @@ pub(super) async fn restore(
         sql.push_str("RESET default_transaction_read_only;");
         Rc::make_mut(&mut applied).remove(GUARD);
         server.guarded = false;
+        // That was the last that it has said of it, and what stays so it does not say again.
+        if let Some(said) = Rc::make_mut(&mut server.reported).get_mut(GUARD) {
+            *said = "on".to_owned();
+        }
     }
     sql.push_str(&difference(&applied, wanted));
     if !sql.is_empty() {
