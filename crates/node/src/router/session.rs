@@ -251,6 +251,8 @@ impl Session {
                     if let Some(ended) = std::future::poll_fn(|cx| self.poll_request(cx)).await {
                         return ended;
                     }
+                    // Of one whose server was lost no answer comes.
+                    self.turns.waits = false;
                     if self.split.is_some()
                         && let Err(failure) = self.find_route().await
                     {
@@ -434,7 +436,7 @@ impl Session {
             self.report(&lent.server);
             self.pass_on_heard(&mut lent.server);
             // What has waited for an answer goes to the same server now.
-            self.fresh |= self.turns.one_by_one && !self.inbox.is_empty();
+            self.fresh |= self.is_one_by_one() && !self.inbox.is_empty();
             self.turns = Turns::default();
             return Some(lent);
         }

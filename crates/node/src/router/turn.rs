@@ -116,7 +116,7 @@ impl Session {
         let worker = Rc::clone(&self.worker);
         let mut spliced = worker.spliced.borrow_mut();
         spliced.clear();
-        if self.turns.waits && self.passing == 0 {
+        if self.passing == 0 && self.holds_back(server) {
             return self.collect(cx);
         }
         let gated = self.must_gate(server);

@@ -81,7 +81,7 @@ pub(super) fn take<'a>(
             up.at += passing;
             continue;
         }
-        if up.session.turns.waits {
+        if up.session.holds_back(up.server) {
             break;
         }
         let Some((tag, length)) = header(&data[up.at..])? else { break };

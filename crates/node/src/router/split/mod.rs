@@ -17,12 +17,12 @@ use synapsedb_core::ids::NodeId;
 use synapsedb_pg::sql::reads::touches_read_only;
 use synapsedb_pg::sql::traits::Flags;
 
-use super::Endpoint;
 use super::entry::Route;
 use super::server::Server;
 use super::session::{Lent, Session};
 use super::startup::{self, Failure, split_text};
 use super::statements;
+use super::{Endpoint, PoolMode};
 pub(super) use names::Names;
 use names::{Asker, Database, Fresh, Known};
 use request::messages;
@@ -334,12 +334,23 @@ impl Session {
         length.and_then(|length| data.get(..length)).unwrap_or(data)
     }
 
-    /// A request has been sent to a reader.
-    pub(super) fn sent_one(&mut self) {
-        self.turns.waits = self.turns.one_by_one;
+    /// Whether one request is sent at a time: on a reader, and where none may leave a transaction open.
+    pub(super) fn is_one_by_one(&self) -> bool {
+        self.turns.one_by_one || self.account.pooling.mode == PoolMode::Statement
     }
 
-    /// A ReadyForQuery came. On a reader the client's next request may go on if it belongs to the same transaction.
+    /// A request has been sent.
+    pub(super) fn sent_one(&mut self) {
+        self.turns.waits = self.is_one_by_one();
+    }
+
+    /// Whether what the client sends waits until its request is answered. A COPY of its data ends with what it sends.
+    pub(super) fn holds_back(&mut self, server: &Server) -> bool {
+        self.turns.waits &= !server.expected.is_copying();
+        self.turns.waits
+    }
+
+    /// A ReadyForQuery came. The client's next request may go on if it belongs to the same transaction.
     pub(super) fn answered(&mut self, status: u8) {
         if self.turns.waits {
             self.turns.waits = false;
