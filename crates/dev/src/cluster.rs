@@ -174,6 +174,18 @@ impl Cluster {
         Server::new("the write endpoint", self.ports.write())
     }
 
+    /// Switches the router's split endpoint on, before the agents are started.
+    pub fn switch_split_on(&self) {
+        for node in &self.nodes {
+            node.configure("router.split_listen", format!("127.0.0.1:{}", self.ports.split()));
+        }
+    }
+
+    /// The router's endpoint for reads and writes, if it is switched on.
+    pub fn split_endpoint(&self) -> Server {
+        Server::new("the split endpoint", self.ports.split())
+    }
+
     /// The directory that holds everything of the cluster.
     pub fn data(&self) -> &Path {
         &self.data

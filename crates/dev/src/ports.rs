@@ -64,6 +64,11 @@ impl PortBase {
         self.base + 3
     }
 
+    /// A port for the split endpoint, which a test switches on by `router.split_listen`.
+    pub fn split(&self) -> u16 {
+        self.base + 4
+    }
+
     /// The port on which the agents of the other nodes reach `node` (TCP and UDP).
     pub fn peers(&self, node: u16) -> u16 {
         self.base + 10 + (node - 1)
@@ -86,6 +91,7 @@ fn all_free(base: u16, nodes: u16) -> bool {
     let probe = || -> io::Result<()> {
         tcp(base + 1)?;
         tcp(base + 2)?;
+        tcp(base + 4)?;
         for node in 0..nodes {
             tcp(base + 10 + node)?;
             udp(base + 10 + node)?;

@@ -1,5 +1,6 @@
 //! Where a cluster on this machine is reached, with a line to try for each.
 
+use crate::config::AgentConfig;
 use crate::layout::Cluster;
 
 /// An URL of the database through a port of this machine.
@@ -15,6 +16,9 @@ pub(super) fn list(cluster: &Cluster) -> String {
     let psql = |port| format!("psql \"{}\"", url(cluster, port));
     row("read (any node)", psql(cluster.read_port));
     row("write (the primary)", psql(cluster.write_port));
+    if let Some(port) = split_port(cluster) {
+        row("split (both)", psql(port));
+    }
     for node in &cluster.nodes {
         row(&format!("node {}", node.id), psql(node.ports.postgres));
     }
@@ -40,4 +44,11 @@ pub(super) fn list(cluster: &Cluster) -> String {
         );
     }
     lines.join("\n")
+}
+
+/// The port of the split endpoint, if the first node's configuration switches it on.
+fn split_port(cluster: &Cluster) -> Option<u16> {
+    let first = cluster.nodes.first()?;
+    let config = AgentConfig::load(&cluster.node_dir(first.id).join("agent.toml")).ok()?;
+    config.router.split_listen.map(|address| address.port())
 }

@@ -126,6 +126,7 @@ impl Check<'_, '_> {
     fn router(&mut self, all: &AgentConfig) {
         let config = &all.router;
         self.read_bounds(all);
+        self.split(all);
         let nobody = |file: &Path| file.as_os_str().is_empty();
         if config.client_authority().is_some_and(nobody) {
             let text =
@@ -147,6 +148,35 @@ impl Check<'_, '_> {
             if pair.certificate.is_empty() || pair.role.is_empty() {
                 let text = "needs `certificate`, a common name, and `role`, whom its holder may be";
                 self.refuse(&format!("router.certificate_roles.{index}"), text);
+            }
+        }
+    }
+
+    /// The split endpoint has a port of its own.
+    fn split(&mut self, config: &AgentConfig) {
+        const KEY: &str = "router.split_listen";
+        let router = &config.router;
+        self.within(
+            "router.split_names_max_age_ms",
+            router.split_names_max_age_ms,
+            100,
+            86_400_000,
+        );
+        self.within("router.split_texts_max", router.split_texts_max as u64, 16, 1_000_000);
+        let Some(split) = router.split_listen.filter(|split| split.port() != 0) else { return };
+        let Ok(tree) = toml::Value::try_from(config) else { return };
+        let mut others = vec![("postgres.port".to_owned(), config.postgres.listen.clone())];
+        others[0].1 = format!("{}:{}", others[0].1, config.postgres.port);
+        for section in ["router", "peers", "http"] {
+            let table = tree.get(section).and_then(toml::Value::as_table).into_iter().flatten();
+            let keys = table.filter_map(|(key, value)| Some((key, value.as_str()?)));
+            others.extend(keys.map(|(key, value)| (format!("{section}.{key}"), value.to_owned())));
+        }
+        for (key, address) in others.iter().filter(|(key, _)| key != KEY) {
+            if clashes(split, address) {
+                let text =
+                    format!("listens on {split}, which {key} has; set it to a port of its own");
+                self.refuse(KEY, text);
             }
         }
     }
@@ -223,6 +253,14 @@ pub(super) fn public_addresses(config: &AgentConfig, problems: &mut Problems) {
 
 fn is_listen(key: &str) -> bool {
     key == "listen" || key.ends_with("_listen")
+}
+
+/// Whether an address, or hosts with a port behind them, takes this one away. A host by its name may be any.
+fn clashes(own: SocketAddr, address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let same = |ip: IpAddr| ip == own.ip() || ip.is_unspecified() || own.ip().is_unspecified();
+    port.parse() == Ok(own.port()) && host.parse().map_or(true, same)
 }
 
 fn is_host_port(address: &str) -> bool {

@@ -85,6 +85,29 @@ fn durability_classes() {
 }
 
 #[test]
+fn the_split_endpoint_has_a_port_of_its_own() {
+    assert_eq!(parse("", &[]).unwrap().router.split_listen, None);
+    let told = |more: &str| parse(more, &[]).map(drop).map_err(|problems| problems.to_string());
+    assert!(told("[router]\nsplit_listen = \"127.0.0.1:5003\"\n").is_ok());
+    assert!(told("[router]\nsplit_listen = \"127.0.0.2:5002\"\n").is_ok());
+    for (port, key) in [
+        (5001, "router.read_listen"),
+        (5002, "router.write_listen"),
+        (5432, "postgres.port"),
+        (8080, "http.raft"),
+    ] {
+        let text = told(&format!("[router]\nsplit_listen = \"127.0.0.1:{port}\"\n")).unwrap_err();
+        assert!(text.starts_with("agent.toml:13: router.split_listen: listens on"), "{text}");
+        assert!(text.contains(key), "{text}");
+    }
+    let text = told("[router]\nsplit_listen = \"0.0.0.0:5001\"\n").unwrap_err();
+    assert!(text.contains("router.read_listen"), "{text}");
+    let text = told("[router]\nsplit_texts_max = 1\nsplit_names_max_age_ms = 1\n").unwrap_err();
+    assert!(text.contains("router.split_texts_max") && text.contains("split_names_max_age_ms"));
+    assert!(told("[router]\nsplit_listen = 5003\n").is_err());
+}
+
+#[test]
 fn missing_keys() {
     let problems = AgentConfig::parse("agent.toml", "[node]\nid = 17\n", &[]).unwrap_err();
     expect![[r#"

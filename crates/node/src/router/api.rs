@@ -12,6 +12,9 @@ pub struct Status {
     pub read_listen: String,
     /// Where the write endpoint listens, `host:port`.
     pub write_listen: String,
+    /// Where the split endpoint listens, `host:port`; not there if it is not switched on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_listen: Option<String>,
     /// Whether clients may use TLS.
     pub tls: bool,
     /// The node that writes go to; null while there is none.
@@ -71,6 +74,8 @@ pub struct Totals {
     pub read_sessions: u64,
     /// Sessions that began, write endpoint.
     pub write_sessions: u64,
+    /// Sessions that began, split endpoint.
+    pub split_sessions: u64,
     /// Connections that were refused, for whatever reason.
     pub refused: u64,
     /// Attempts to reach a node's server that failed.

@@ -3,8 +3,9 @@
 
 use synapsedb_pg::sql::statement::OwnSetting;
 
+use super::Endpoint;
 use super::origin::Parameters;
-use super::own::understood;
+use super::own::{Value, understood};
 use super::session::Session;
 use super::startup::Failure;
 
@@ -96,8 +97,12 @@ fn unescaped(value: &str) -> String {
 ///
 /// # Errors
 /// What the client is told.
-pub(super) fn check(begun: &Begun) -> Result<(), Failure> {
-    let wrong = begun.iter().find_map(|(setting, value)| understood(*setting, value).err());
+pub(super) fn check(begun: &Begun, endpoint: Endpoint) -> Result<(), Failure> {
+    let wrong = begun.iter().find_map(|(setting, value)| match understood(*setting, value) {
+        Ok(Value::Route(hint)) => hint.check_at(endpoint).err(),
+        Ok(Value::Consistency(_) | Value::Token(_) | Value::ReportToken(_)) => None,
+        Err(why) => Some(why),
+    });
     wrong.map_or(Ok(()), |message| Err(Failure { sqlstate: "22023", message, hint: String::new() }))
 }
 
@@ -148,9 +153,17 @@ mod tests {
         let mut parameters = vec![("synapsedb.report_token".to_owned(), "on".to_owned())];
         let begun = take(&mut parameters);
         assert_eq!(begun, [(OwnSetting::ReportToken, "on".to_owned())]);
-        assert!(parameters.is_empty() && check(&begun).is_ok());
-        assert!(check(&vec![(OwnSetting::LastRoute, "x".to_owned())]).is_err());
-        assert!(check(&vec![(OwnSetting::Token, "x".to_owned())]).is_err());
+        assert!(parameters.is_empty() && check(&begun, Endpoint::Read).is_ok());
+        for (setting, value, endpoint, is_good) in [
+            (OwnSetting::LastRoute, "x", Endpoint::Read, false),
+            (OwnSetting::Token, "x", Endpoint::Read, false),
+            (OwnSetting::Route, "node 2", Endpoint::Split, true),
+            (OwnSetting::Route, "node 2", Endpoint::Write, false),
+            (OwnSetting::Route, "fast", Endpoint::Split, false),
+        ] {
+            let begun = vec![(setting, value.to_owned())];
+            assert_eq!(check(&begun, endpoint).is_ok(), is_good, "{value} {endpoint:?}");
+        }
     }
 
     proptest! {

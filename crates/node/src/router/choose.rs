@@ -35,6 +35,8 @@ pub enum Why {
     PrimaryUnusable(NodeId),
     /// No member is fit to read from; each with the reason.
     NobodyReady(Vec<(NodeId, Unfit)>),
+    /// This node, which the session wants to read from and no other, is not fit for it.
+    NotReadable(NodeId),
     /// No ready node has all that the session must see (a token); each with what it lacks.
     Stale(String, Vec<(NodeId, String)>),
     /// These members do not say what they have acknowledged; each with the reason.
@@ -91,6 +93,9 @@ impl fmt::Display for Why {
                 f.write_str("what was acknowledged is not known everywhere")?;
                 each(f, ": ", silent)
             }
+            Self::NotReadable(node) => {
+                write!(f, "node {node}, which synapsedb.route names, is no member or not ready")
+            }
             Self::Draining => f.write_str("this agent is stopping"),
             Self::NobodyReady(members) if members.is_empty() => {
                 f.write_str("the cluster has no members yet")
@@ -122,7 +127,7 @@ fn each(
 /// go to any ready node: `own` comes first, then the lowest number.
 pub fn choose(endpoint: Endpoint, state: &ClusterState, view: &View, own: NodeId) -> Choice {
     match endpoint {
-        Endpoint::Write => choose_primary(state),
+        Endpoint::Write | Endpoint::Split => choose_primary(state),
         Endpoint::Read => choose_ready(state, view, own),
     }
 }

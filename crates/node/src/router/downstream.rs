@@ -114,7 +114,13 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
             if !clients {
                 return Fate::Drop;
             }
+            if session.turns.is_misjudged {
+                session.forget_parsed();
+            }
             session.cycle_ended(server.status);
+            if session.turns.is_misjudged {
+                return Fate::Drop;
+            }
             // What the client is told instead follows.
             let kept = session.leaves_open(server) || session.keeps_back_ready(server);
             if kept { Fate::Drop } else { Fate::Pass }
@@ -192,6 +198,10 @@ fn failed(session: &mut Session, server: &mut Server, body: &[u8]) -> Fate {
         let mut message = Vec::new();
         startup::put_message(&mut message, backend::ERROR_RESPONSE, &[body]);
         server.fatal = Some(message.into());
+        return Fate::Drop;
+    }
+    if session.takes_back(server, body) {
+        server.expected.failed();
         return Fate::Drop;
     }
     let hidden = server.expected.is_hidden();

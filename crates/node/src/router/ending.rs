@@ -67,6 +67,10 @@ impl Session {
                 self.client_lost(lent, EndedBy::Client).await;
                 Err(Ended::telling(EndedBy::Client, &failure))
             }
+            Turn::Misjudged => {
+                self.run_again(lent);
+                Ok(None)
+            }
             Turn::Told(end) => self.end_soon(end, lent).await,
             Turn::Gate => match self.gate(&lent).await {
                 Ok(()) => Ok(Some(lent)),

@@ -39,6 +39,26 @@ pub(super) enum Activity {
     Active,
 }
 
+/// Where a session's transaction goes that is at hand, or the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    /// To any node that may be read from, or to the primary; never [`Endpoint::Split`].
+    pub(super) to: Endpoint,
+    /// It was taken for a read: the server does not let it write.
+    pub(super) guarded: bool,
+}
+
+impl Route {
+    /// As it is at an endpoint before anything is known of the transaction.
+    pub(super) fn at(endpoint: Endpoint) -> Self {
+        let to = match endpoint {
+            Endpoint::Read => Endpoint::Read,
+            Endpoint::Write | Endpoint::Split => Endpoint::Write,
+        };
+        Self { to, guarded: false }
+    }
+}
+
 /// Who has a session: known from its beginning.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -57,6 +77,7 @@ pub(super) struct Entry {
     pub(super) client: Arc<Client>,
     pub(super) secret: [u8; 4],
     pub(super) activity: Cell<Activity>,
+    pub(super) route: Cell<Route>,
     /// The server connection it has, for cancel requests.
     pub(super) current: RefCell<Option<CancelKey>>,
     /// Why it keeps its server connection between transactions.
@@ -76,6 +97,7 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn new(client: Client, secret: [u8; 4]) -> Self {
         Self {
+            route: Cell::new(Route::at(client.endpoint)),
             client: Arc::new(client),
             secret,
             activity: Cell::new(Activity::Idle),
@@ -106,19 +128,19 @@ impl Entry {
         }
     }
 
-    /// The cluster's primary is this one: a session of the write endpoint on another node is told.
+    /// The cluster's primary is this one: a session that writes on another node is told.
     pub(super) fn primary_is(&self, primary: Option<NodeId>) {
         let node = self.current.borrow().as_ref().map(|key| key.address.node);
-        if self.client.endpoint == Endpoint::Write && node.is_some_and(|node| Some(node) != primary)
-        {
+        let writes = self.route.get().to == Endpoint::Write;
+        if writes && node.is_some_and(|node| Some(node) != primary) {
             self.tell(End::PrimaryChanged(primary));
         }
         let hub = self.ear.get().and_then(|ear| Some((ear, ear.hub()?)));
-        if self.client.endpoint == Endpoint::Write
+        if self.client.endpoint != Endpoint::Read
             && let Some((ear, hub)) = hub
             && Some(hub.node()) != primary
         {
-            // What is notified there is not what the write endpoint promises.
+            // What is notified there is not what the write endpoint and the split one promise.
             ear.end(EndedBy::PrimaryChanged, super::loss::primary_changed(primary));
         }
     }

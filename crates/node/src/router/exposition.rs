@@ -19,7 +19,7 @@ pub(super) fn encode(
     shared: &Shared,
     snapshots: &[Snapshot],
 ) -> Result<(), fmt::Error> {
-    durations(encoder, snapshots)?;
+    durations(encoder, shared, snapshots)?;
     pinned(encoder, snapshots)?;
     flows(encoder, snapshots)?;
     pgbouncer_pools(encoder, snapshots)?;
@@ -35,7 +35,11 @@ fn buckets(times: &Times) -> Vec<(f64, u64)> {
     (0..=BUCKETS).map(|place| (bound_seconds(place), times.counts[place])).collect()
 }
 
-fn durations(encoder: &mut DescriptorEncoder, snapshots: &[Snapshot]) -> Result<(), fmt::Error> {
+fn durations(
+    encoder: &mut DescriptorEncoder,
+    shared: &Shared,
+    snapshots: &[Snapshot],
+) -> Result<(), fmt::Error> {
     let name = "synapsedb_router_transaction_duration_seconds";
     let help =
         "For how long transactions had a server connection; not of sessions that keep theirs";
@@ -49,7 +53,7 @@ fn durations(encoder: &mut DescriptorEncoder, snapshots: &[Snapshot]) -> Result<
     let name = "synapsedb_router_wait_duration_seconds";
     let help = "How long clients waited that did not get a server connection at once";
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    for endpoint in [Endpoint::Read, Endpoint::Write] {
+    for endpoint in shared.endpoints() {
         let mut times = Times::default();
         for snapshot in snapshots {
             times.add(&snapshot.waits[endpoint as usize]);

@@ -34,7 +34,7 @@ impl Session {
     /// # Errors
     /// The session has ended meanwhile.
     pub(super) async fn gate(&mut self, lent: &Lent) -> Result<(), Ended> {
-        let endpoint = self.entry.client.endpoint;
+        let endpoint = self.entry.route.get().to;
         let address = &lent.server.cancel.address;
         loop {
             if self.asks_only_own() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use synapsedb_core::ids::NodeId;
 
 use super::account::add;
-use super::entry::Activity;
+use super::entry::{Activity, Route};
 use super::origin;
 use super::pool::{NoServer, Pool};
 use super::reach::{Unreached, reach};
@@ -22,13 +22,14 @@ impl Session {
         if self.account.is_held() {
             return None;
         }
-        let address = self.worker.pick(self.entry.client.endpoint, &self.reading).ok()?;
+        let route = self.entry.route.get();
+        let address = self.worker.pick(route.to, &self.reading).ok()?;
         if self.reading.must_settle(address.node) {
             return None;
         }
         let pool = self.account.pool(&self.worker, &address);
-        let server = pool.take(&self.wanted)?;
-        if !Rc::ptr_eq(&server.applied, &self.wanted) {
+        let server = pool.take(&self.wanted, route.guarded)?;
+        if !server.is_as(&self.wanted, route.guarded) {
             // Rare enough to be done by the long way.
             pool.give_back(server);
             return None;
@@ -42,6 +43,7 @@ impl Session {
         }
         pool.lent.set(pool.lent.get() + 1);
         self.stay_at(server.node());
+        self.went_to(server.node());
         *self.entry.current.borrow_mut() = Some(server.cancel.clone());
         let (flow, since) = self.flow(&server);
         Lent { server, pool: Some(pool), flow, since }
@@ -80,6 +82,7 @@ impl Session {
             return;
         }
         (self.reading.settled, self.reading.leaves) = (true, false);
+        self.reading.roams = self.roams();
         if self.reading.home.replace(node) == Some(node) {
             return;
         }
@@ -104,7 +107,7 @@ impl Session {
 
     /// Waits for a connection, and gives it the client's settings.
     pub(super) async fn lend(&mut self) -> Result<Lent, Failure> {
-        let endpoint = self.entry.client.endpoint;
+        let Route { to: endpoint, guarded } = self.entry.route.get();
         let since = Instant::now();
         self.entry.activity.set(Activity::Waiting);
         self.entry.asked.set(Some(since));
@@ -116,9 +119,9 @@ impl Session {
         self.reading.excused = self.asks_only_own();
         let got = reach(&self.worker, endpoint, &self.reading, patience, async |address| {
             let pool = self.account.pool(&self.worker, &address);
-            let server = match pool.take(&self.wanted) {
+            let server = match pool.take(&self.wanted, guarded) {
                 Some(server) => server,
-                None => pool.wait(&self.origin, &self.wanted, wait_max).await?,
+                None => pool.wait(&self.origin, (&self.wanted, guarded), wait_max).await?,
             };
             self.restore(server, &pool).await.map(|server| (server, pool))
         });
@@ -127,7 +130,7 @@ impl Session {
         let (server, pool) = got.map_err(|unreached: Unreached| unreached.failure(endpoint))?;
         let waited = since.elapsed();
         add(&self.account.counters.wait_us, waited.as_micros() as u64);
-        self.worker.traffic.waited(endpoint, waited);
+        self.worker.traffic.waited(self.entry.client.endpoint, waited);
         Ok(self.lent(server, pool))
     }
 
@@ -137,10 +140,11 @@ impl Session {
         mut server: Box<Server>,
         pool: &Rc<Pool>,
     ) -> Result<Box<Server>, NoServer> {
-        if Rc::ptr_eq(&server.applied, &self.wanted) {
+        let guarded = self.entry.route.get().guarded;
+        if server.is_as(&self.wanted, guarded) {
             return Ok(server);
         }
-        match super::state::restore(&mut server, &self.wanted, &self.worker).await {
+        match super::state::restore(&mut server, &self.wanted, guarded, &self.worker).await {
             Ok(()) => Ok(server),
             Err(error) => {
                 pool.end();

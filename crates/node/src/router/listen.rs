@@ -41,12 +41,17 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Binds both endpoints.
+/// Binds the endpoints.
 ///
 /// # Errors
 /// As [`bind`].
-pub(super) fn pair(read: SocketAddr, write: SocketAddr) -> Result<Listeners> {
-    Ok(Listeners { read: bind(read, Endpoint::Read)?, write: bind(write, Endpoint::Write)? })
+pub(super) fn all(
+    read: SocketAddr,
+    write: SocketAddr,
+    split: Option<SocketAddr>,
+) -> Result<Listeners> {
+    let split = split.map(|address| bind(address, Endpoint::Split)).transpose()?;
+    Ok(Listeners { read: bind(read, Endpoint::Read)?, write: bind(write, Endpoint::Write)?, split })
 }
 
 /// Small messages go out at once, and a peer that vanished is noticed.

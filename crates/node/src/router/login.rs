@@ -272,7 +272,7 @@ impl Arrival {
             Turned::new(Refused::NoNode, &failure)
         })?;
         let keys = self.authenticate(startup, user, role.as_ref()).await?;
-        begun::check(&startup.begun)
+        begun::check(&startup.begun, self.endpoint)
             .map_err(|failure| Turned::new(Refused::Malformed, &failure))?;
         if database == console::DATABASE {
             let may_change = console::admit(&self.worker, user, role.as_ref())?;

@@ -116,12 +116,13 @@ pub(super) struct Metrics {
     ended: Family<ByReason, Counter>,
     refused: Family<ByReason, Counter>,
     /// By endpoint: those that were denied, and those that broke the protocol.
-    denied: [AtomicU64; 2],
-    malformed: [AtomicU64; 2],
+    denied: [AtomicU64; Endpoint::COUNT],
+    malformed: [AtomicU64; Endpoint::COUNT],
     connect_failures: Family<ByNode, Counter>,
     connect_failures_all: Counter,
     pub(super) cancels: Counter,
     repeats: Counter,
+    misjudged: Counter,
     not_shown: Counter,
     outcomes: Family<ByOutcome, Counter>,
 }
@@ -138,6 +139,7 @@ impl Metrics {
             connect_failures_all: Counter::default(),
             cancels: Counter::default(),
             repeats: Counter::default(),
+            misjudged: Counter::default(),
             not_shown: Counter::default(),
             outcomes: Family::default(),
         };
@@ -172,6 +174,11 @@ impl Metrics {
             metrics.repeats.clone(),
         );
         registry.register(
+            "synapsedb_router_misjudged",
+            "Statements of the split endpoint that were taken for reads and wanted to write; they wrote nothing",
+            metrics.misjudged.clone(),
+        );
+        registry.register(
             "synapsedb_router_not_shown",
             "Transactions refused since no node showed in time what they must see",
             metrics.not_shown.clone(),
@@ -187,6 +194,10 @@ impl Metrics {
 
     pub(super) fn not_shown(&self) {
         self.not_shown.inc();
+    }
+
+    pub(super) fn misjudged(&self) {
+        self.misjudged.inc();
     }
 
     pub(super) fn repeated(&self) {
@@ -233,7 +244,7 @@ impl Metrics {
     /// Sessions that began at the endpoint; connections that were denied there, and that broke the protocol.
     pub(super) fn arrivals(&self, endpoint: Endpoint) -> (u64, u64, u64) {
         let place = endpoint as usize;
-        let of = |counters: &[AtomicU64; 2]| counters[place].load(Ordering::Relaxed);
+        let of = |counters: &[AtomicU64; Endpoint::COUNT]| counters[place].load(Ordering::Relaxed);
         (self.opened_counter(endpoint).get(), of(&self.denied), of(&self.malformed))
     }
 
@@ -248,6 +259,7 @@ impl Metrics {
         Totals {
             read_sessions: self.opened_counter(Endpoint::Read).get(),
             write_sessions: self.opened_counter(Endpoint::Write).get(),
+            split_sessions: self.opened_counter(Endpoint::Split).get(),
             refused: Refused::ALL.into_iter().map(refused).sum(),
             connect_failures: self.connect_failures_all.get(),
             ended_primary_changed: self.ended_counter(EndedBy::PrimaryChanged).get(),

@@ -1,4 +1,4 @@
-//! The two doors of the cluster: clients connect here, and each transaction goes to a node that can serve it.
+//! The doors of the cluster: clients connect here, and each transaction goes to a node that can serve it.
 //!
 //! **Runs on:** every node; on one machine all agents share the two addresses, and a dead agent simply vanishes.
 //! **Invariant:** a write transaction goes to the primary that the cluster has agreed on and to no other node; a
@@ -29,6 +29,7 @@ pub mod api;
 pub mod choose;
 pub mod stats;
 
+mod accept;
 mod account;
 mod begun;
 mod breaker;
@@ -41,6 +42,7 @@ mod dial;
 mod downstream;
 mod ear;
 mod ending;
+mod endpoint;
 mod entry;
 mod expected;
 mod exposition;
@@ -73,6 +75,7 @@ mod sight;
 mod snapshot;
 mod socket;
 mod splice;
+mod split;
 mod startup;
 mod state;
 mod statements;
@@ -92,6 +95,7 @@ mod worker;
 
 pub use certificate::{CertificateRole, ClientCertificates};
 pub use dial::ServerTls;
+pub use endpoint::Endpoint;
 pub use pooling::PoolRule;
 use snapshot::Snapshot;
 pub use task::Task;
@@ -105,7 +109,16 @@ pub struct Config {
     pub read_listen: SocketAddr,
     /// Where clients connect that must be served by the primary.
     pub write_listen: SocketAddr,
-    /// Sessions at once on this agent, both endpoints together; one more is refused with 53300.
+    /// Where clients connect whose reads go to any healthy node and whose writes go to the primary; without it there is
+    /// no such endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_listen: Option<SocketAddr>,
+    /// What is known of the functions of a database, by which the split endpoint tells reads from writes, is asked
+    /// anew when it is so old; it is at once when a statement that may have changed it passes.
+    pub split_names_max_age_ms: u64,
+    /// Texts whose verdict the split endpoint keeps, of one database on one worker.
+    pub split_texts_max: usize,
+    /// Sessions at once on this agent, all endpoints together; one more is refused with 53300.
     pub clients_max: usize,
     /// Clients of one role at once on this agent; one more is refused with 53300. 0 for no limit.
     pub user_clients_max: usize,
@@ -193,6 +206,9 @@ impl Default for Config {
         Self {
             read_listen: SocketAddr::from(([127, 0, 0, 1], 5001)),
             write_listen: SocketAddr::from(([127, 0, 0, 1], 5002)),
+            split_listen: None,
+            split_names_max_age_ms: 10_000,
+            split_texts_max: 4_096,
             clients_max: 2_000,
             user_clients_max: 0,
             startups_max: 256,
@@ -249,38 +265,6 @@ pub enum PoolMode {
     Statement,
 }
 
-/// One of the two doors.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    utoipa::ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Endpoint {
-    /// Any healthy node.
-    Read,
-    /// The primary.
-    Write,
-}
-
-impl Endpoint {
-    /// As it stands in metrics, logs and errors.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-        }
-    }
-}
-
 /// The server beside this agent.
 #[derive(Clone, Debug)]
 pub struct Local {
@@ -320,7 +304,9 @@ struct Shared {
     /// Connections of clients, those included that have not said who they are.
     running: AtomicUsize,
     /// The most clients that were seen at once, by endpoint.
-    most_clients: [AtomicU64; 2],
+    most_clients: [AtomicU64; Endpoint::COUNT],
+    /// How often statements passed that may have changed which functions and views there are.
+    definitions: AtomicU64,
     /// The agent is stopping: no new session.
     draining: CancellationToken,
 }
@@ -357,6 +343,7 @@ pub struct Handle {
     shared: Arc<Shared>,
     read_listen: SocketAddr,
     write_listen: SocketAddr,
+    split_listen: Option<SocketAddr>,
 }
 
 impl Handle {
@@ -370,6 +357,11 @@ impl Handle {
         self.write_listen
     }
 
+    /// Where the split endpoint listens, if there is one.
+    pub fn split_address(&self) -> Option<SocketAddr> {
+        self.split_listen
+    }
+
     /// What goes on, as of at most a second ago.
     pub fn status(&self) -> api::Status {
         let shared = &self.shared;
@@ -377,12 +369,13 @@ impl Handle {
         api::Status {
             read_listen: self.read_listen.to_string(),
             write_listen: self.write_listen.to_string(),
+            split_listen: self.split_listen.map(|address| address.to_string()),
             tls: shared.tls.is_some(),
             primary: shared.state.borrow().primary.map(NodeId::get),
             pool_mode: shared.config.pool_mode,
             clients: shared.config.clients_max - shared.clients.available_permits(),
             clients_max: shared.config.clients_max,
-            endpoints: snapshot::endpoints(&snapshots),
+            endpoints: snapshot::endpoints(shared, &snapshots),
             pools: snapshot::pools(&snapshots),
             draining: shared.draining.is_cancelled(),
             totals: shared.metrics.totals(),
@@ -433,7 +426,7 @@ impl World {
     }
 }
 
-/// Binds both endpoints.
+/// Binds the endpoints.
 ///
 /// # Errors
 /// An address cannot be bound, for instance because another program has taken the port; names the endpoint, the
@@ -441,14 +434,16 @@ impl World {
 pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Handle, Task)> {
     let workers = workers(&config);
     let mut listeners = Vec::with_capacity(workers);
-    let first = listen::pair(config.read_listen, config.write_listen)?;
+    let first = listen::all(config.read_listen, config.write_listen, config.split_listen)?;
     let read_listen =
         first.read.local_addr().context("router: the read endpoint has no address")?;
     let write_listen =
         first.write.local_addr().context("router: the write endpoint has no address")?;
+    let split_listen = first.split.as_ref().map(std::net::TcpListener::local_addr).transpose();
+    let split_listen = split_listen.context("router: the split endpoint has no address")?;
     listeners.push(first);
     for _ in 1..workers {
-        listeners.push(listen::pair(read_listen, write_listen)?);
+        listeners.push(listen::all(read_listen, write_listen, split_listen)?);
     }
     let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
@@ -474,6 +469,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
         snapshots: (0..workers).map(|_| Mutex::default()).collect(),
         running: AtomicUsize::new(0),
         most_clients: Default::default(),
+        definitions: AtomicU64::new(0),
         draining: CancellationToken::new(),
     });
     registry.register_collector(Box::new(snapshot::Collector::new(&shared)));
@@ -482,7 +478,7 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
         stats::serve(&shared, peers);
         console::drop_database::serve(&shared, peers);
     }
-    let handle = Handle { shared: Arc::clone(&shared), read_listen, write_listen };
+    let handle = Handle { shared: Arc::clone(&shared), read_listen, write_listen, split_listen };
     Ok((handle, Task::new(shared, listeners, orders)))
 }
 

@@ -133,7 +133,7 @@ pub(super) fn patience(worker: &Worker, endpoint: Endpoint) -> Duration {
     let config = &worker.shared.config;
     Duration::from_millis(match endpoint {
         Endpoint::Read => config.read_wait_ms,
-        Endpoint::Write => config.write_wait_ms,
+        Endpoint::Write | Endpoint::Split => config.write_wait_ms,
     })
 }
 

@@ -1,5 +1,5 @@
 //! The settings of a session that are the router's own: `synapsedb.consistency`, `.token`, `.report_token`,
-//! `.last_route`. What a startup packet sets of them is in `begun.rs`.
+//! `.route`, `.last_route`. What a startup packet sets of them is in `begun.rs`.
 
 use synapsedb_core::version::VersionVector;
 use synapsedb_pg::quote;
@@ -8,6 +8,7 @@ use synapsedb_pg::sql::statement::OwnSetting;
 use super::Endpoint;
 use super::server::Server;
 use super::session::Session;
+use super::split::Hint;
 use super::token::{self, Consistency};
 
 /// A value that such a setting can take.
@@ -15,6 +16,7 @@ pub(super) enum Value {
     Consistency(Consistency),
     Token(VersionVector),
     ReportToken(bool),
+    Route(Hint),
 }
 
 /// Understands a value.
@@ -37,9 +39,7 @@ pub(super) fn understood(setting: OwnSetting, value: &str) -> Result<Value, Stri
             _ => Err(format!("synapsedb.report_token is on or off, not \"{value}\"")),
         },
         OwnSetting::LastRoute => Err("synapsedb.last_route can only be shown".to_owned()),
-        OwnSetting::Route => {
-            Err("synapsedb.route cannot be set yet: choose the endpoint".to_owned())
-        }
+        OwnSetting::Route => Hint::parse(value).map(Value::Route),
     }
 }
 
@@ -63,14 +63,22 @@ impl Session {
                 format!("{} || pg_catalog.pg_current_wal_insert_lsn()", quote::literal(&lead))
             }
             OwnSetting::LastRoute => quote::literal(&self.last_route(server)) + "::text",
-            OwnSetting::Route => quote::literal(self.entry.client.endpoint.name()) + "::text",
+            OwnSetting::Route => {
+                let endpoint = || self.entry.client.endpoint.name().to_owned();
+                let route = self.hint().map_or_else(endpoint, |hint| hint.to_string());
+                quote::literal(&route) + "::text"
+            }
         }
     }
 
     /// Where the transaction at hand went, and why.
     fn last_route(&self, server: &Server) -> String {
-        let why = match (self.entry.client.endpoint, self.reading.consistency) {
-            (Endpoint::Write, _) => "it is the primary (write endpoint)",
+        if let Some(text) = self.last_split() {
+            return self.with_those_behind(text);
+        }
+        let why = match (self.entry.route.get().to, self.reading.consistency) {
+            _ if self.hint().is_some() => "synapsedb.route says so",
+            (Endpoint::Write | Endpoint::Split, _) => "it is the primary (write endpoint)",
             (Endpoint::Read, Consistency::Session) => {
                 "the session reads there, and sees what it has written (read endpoint, session)"
             }
@@ -81,8 +89,12 @@ impl Session {
                 "it had the fewest transactions (read endpoint, eventual)"
             }
         };
-        let mut text = format!("node {}: {why}", server.node());
-        if self.entry.client.endpoint == Endpoint::Read {
+        self.with_those_behind(format!("node {}: {why}", server.node()))
+    }
+
+    /// With the nodes that are not read from.
+    fn with_those_behind(&self, mut text: String) -> String {
+        if self.entry.client.endpoint != Endpoint::Write {
             for (node, ms) in self.worker.behind() {
                 text.push_str(&format!("; node {node} is {ms} ms behind and not read from"));
             }
@@ -103,11 +115,13 @@ impl Session {
                 self.reading.consistency = self.worker.shared.config.consistency;
             }
             (OwnSetting::ReportToken, "") => self.reports_token = false,
+            (OwnSetting::Route, "") => self.set_hint(None)?,
             (setting, value) => match understood(setting, value)? {
                 Value::Consistency(consistency) => self.reading.consistency = consistency,
                 // What was seen is not forgotten.
                 Value::Token(token) => self.reading.must_see(&token),
                 Value::ReportToken(reports) => self.reports_token = reports,
+                Value::Route(hint) => self.set_hint(Some(hint))?,
             },
         }
         Ok(())

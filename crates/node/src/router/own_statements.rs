@@ -40,6 +40,20 @@ fn stand_in(own: &Own) -> Option<Vec<u8>> {
     }
 }
 
+/// A statement by which a server says an error of ours.
+pub(super) fn raise(sqlstate: &str, message: &str, hint: &str) -> String {
+    let literal = |text: &str| quote::literal(&text.replace('$', ""));
+    let hint = match hint.is_empty() {
+        true => String::new(),
+        false => format!(", HINT = {}", literal(hint)),
+    };
+    format!(
+        "DO $synapsedb$ BEGIN RAISE EXCEPTION USING ERRCODE = {}, MESSAGE = {}{hint}; END $synapsedb$",
+        literal(sqlstate),
+        literal(message),
+    )
+}
+
 impl Session {
     /// The statement that the server runs in place of one about our own settings; `None` when it runs that itself.
     /// What is set takes effect.
@@ -53,12 +67,8 @@ impl Session {
             Own::Reset(setting) => (*setting, ""),
             Own::Refused(..) => return None,
         };
-        // An error of the server's, with our text.
         let why = self.set_own(setting, value).err()?;
-        Some(format!(
-            "DO $synapsedb$ BEGIN RAISE EXCEPTION USING ERRCODE = '22023', MESSAGE = {}; END $synapsedb$",
-            quote::literal(&why.replace('$', ""))
-        ))
+        Some(raise("22023", &why, ""))
     }
 
     /// The unnamed statement, if there is one and it is about our own settings.
@@ -132,6 +142,12 @@ impl Up<'_, '_> {
     pub(super) fn own(&mut self, text: &[u8], length: usize) -> bool {
         let Some(own) = statement::own(text) else { return false };
         let Some(sql) = self.session.own_sql(&own, self.server) else { return false };
+        self.replace_query(&sql, length);
+        true
+    }
+
+    /// Sends another Query in place of the one at hand.
+    pub(super) fn replace_query(&mut self, sql: &str, length: usize) {
         self.splice.drop(self.at, self.at + HEADER_BYTES + length);
         put_message(self.splice.output(), b'Q', &[sql.as_bytes(), b"\0"]);
         self.at += HEADER_BYTES + length;
@@ -139,7 +155,6 @@ impl Up<'_, '_> {
         self.server.unnamed = None;
         self.session.batch_open = false;
         self.server.expected.query();
-        true
     }
 
     /// Takes a Parse of the unnamed statement. Whether a stand-in goes on in its place.

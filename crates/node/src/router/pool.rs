@@ -59,6 +59,7 @@ enum Purpose {
 struct Waiter {
     origin: Rc<Origin>,
     wanted: Rc<Settings>,
+    guarded: bool,
     since: Instant,
     got: RefCell<Option<Result<Box<Server>, ConnectError>>>,
     waker: RefCell<Option<Waker>>,
@@ -101,17 +102,17 @@ impl Pool {
     }
 
     /// A connection that is idle now, one with the wanted settings first; `None` when there is none, or others wait.
-    pub(super) fn take(&self, wanted: &Rc<Settings>) -> Option<Box<Server>> {
+    pub(super) fn take(&self, wanted: &Rc<Settings>, guarded: bool) -> Option<Box<Server>> {
         if !self.waiting.borrow().is_empty() {
             return None;
         }
-        self.take_idle(wanted)
+        self.take_idle(wanted, guarded)
     }
 
-    fn take_idle(&self, wanted: &Rc<Settings>) -> Option<Box<Server>> {
+    fn take_idle(&self, wanted: &Rc<Settings>, guarded: bool) -> Option<Box<Server>> {
         loop {
             let mut idle = self.idle.borrow_mut();
-            let same = idle.iter().rposition(|server| Rc::ptr_eq(&server.applied, wanted));
+            let same = idle.iter().rposition(|server| server.is_as(wanted, guarded));
             let place = same
                 .or_else(|| idle.iter().rposition(|server| can_serve(&server.startup, wanted)))?;
             let mut server = idle.remove(place);
@@ -128,12 +129,13 @@ impl Pool {
     pub(super) async fn wait(
         self: &Rc<Self>,
         origin: &Rc<Origin>,
-        wanted: &Rc<Settings>,
+        (wanted, guarded): (&Rc<Settings>, bool),
         patience: Duration,
     ) -> Result<Box<Server>, NoServer> {
         let waiter = Rc::new(Waiter {
             origin: Rc::clone(origin),
             wanted: Rc::clone(wanted),
+            guarded,
             since: Instant::now(),
             got: RefCell::default(),
             waker: RefCell::default(),
@@ -210,7 +212,7 @@ impl Pool {
     /// Gives the first who wait what there is, and opens connections for the others as far as the size allows.
     fn serve_waiting(self: &Rc<Self>) {
         while let Some(waiter) = self.first_waiting() {
-            let Some(server) = self.take_idle(&waiter.wanted) else { break };
+            let Some(server) = self.take_idle(&waiter.wanted, waiter.guarded) else { break };
             self.waiting.borrow_mut().pop_front();
             waiter.give(Ok(server));
         }

@@ -47,8 +47,8 @@ pub(super) async fn reach<T>(
         let picked = match worker.pick(endpoint, reading) {
             Ok(address) if reading.must_settle(address.node) => {
                 let place = match endpoint {
-                    Endpoint::Read => Where::Rather(address),
-                    Endpoint::Write => Where::There(address),
+                    Endpoint::Read if reading.only.is_none() => Where::Rather(address),
+                    Endpoint::Read | Endpoint::Write | Endpoint::Split => Where::There(address),
                 };
                 fresh::find(worker, reading, place, deadline).await
             }
@@ -104,7 +104,9 @@ impl Unreached {
             Self::Nobody(why) => why.to_string(),
             Self::Connect(node, error) => match endpoint {
                 Endpoint::Read => format!("no node could be reached; node {node}: {error}"),
-                Endpoint::Write => format!("the primary, node {node}, takes no sessions: {error}"),
+                Endpoint::Write | Endpoint::Split => {
+                    format!("the primary, node {node}, takes no sessions: {error}")
+                }
             },
             Self::Busy { waited, size } => format!(
                 "query_wait_timeout: all {size} server connections of this role and database were in use for {} ms",
@@ -114,7 +116,9 @@ impl Unreached {
         let sqlstate = match (self, endpoint) {
             (Self::Nobody(Why::Stale(..) | Why::Unheard(_)), _) => "SY002",
             (Self::Connect(..), Endpoint::Read) => "08006",
-            (Self::Nobody(_), _) | (Self::Connect(..), Endpoint::Write) => "57P03",
+            (Self::Nobody(_), _) | (Self::Connect(..), Endpoint::Write | Endpoint::Split) => {
+                "57P03"
+            }
             (Self::Busy { .. }, _) => "53300",
         };
         let hint = match (self, endpoint) {
@@ -131,7 +135,7 @@ impl Unreached {
                  synapsedb.consistency = eventual` reads without them."
             }
             (_, Endpoint::Read) => "Try again in a moment; `synapsedb status` shows the nodes.",
-            (_, Endpoint::Write) => {
+            (_, Endpoint::Write | Endpoint::Split) => {
                 "Try again in a moment: if the primary has failed, the cluster appoints another one. \
                  `synapsedb status` shows the nodes."
             }

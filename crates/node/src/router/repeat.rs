@@ -3,9 +3,12 @@
 
 use synapsedb_pg::sql::traits::Flags;
 
+use super::Endpoint;
+use super::server::Server;
 use super::session::Session;
+use super::split::Turns;
 
-/// The longest request that is kept for this, in bytes.
+/// The longest request of the read endpoint that is kept for this, in bytes.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// How often one request is repeated.
 const REPEATS_MAX: u32 = 3;
@@ -65,27 +68,44 @@ const HARMLESS: [&str; 46] = [
 #[derive(Debug, Default)]
 pub(super) struct Repeat {
     bytes: Vec<u8>,
+    bytes_max: usize,
     /// Whether `bytes` is all that the client has sent, and nothing has been answered.
     possible: bool,
     repeats: u32,
 }
 
 impl Repeat {
-    /// A request begins outside a transaction.
-    pub(super) fn begin(&mut self, bytes: &[u8]) {
+    /// A request begins outside a transaction, of which so many bytes may be kept.
+    pub(super) fn begin(&mut self, bytes: &[u8], bytes_max: usize) {
         self.bytes.clear();
+        self.bytes_max = bytes_max;
         self.possible = true;
         self.add(bytes);
     }
 
     /// More of the request has come.
     pub(super) fn add(&mut self, bytes: &[u8]) {
-        if self.bytes.len() + bytes.len() > REQUEST_BYTES_MAX {
+        if self.bytes.len() + bytes.len() > self.bytes_max {
             self.forbid();
         }
         if self.possible {
             self.bytes.extend_from_slice(bytes);
         }
+    }
+
+    pub(super) fn is_possible(&self) -> bool {
+        self.possible
+    }
+
+    /// What is kept of the request.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Gives the request away.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        self.possible = false;
+        std::mem::take(&mut self.bytes)
     }
 
     /// It may have had an effect, or the client has seen a part of the answer.
@@ -104,6 +124,28 @@ impl Repeat {
 }
 
 impl Session {
+    /// Keeps a request that may have to run again: `data` begins with it, or `more` of it has come.
+    pub(super) fn keep_for_repeat(
+        &mut self,
+        server: &Server,
+        is_first: bool,
+        data: &[u8],
+        more: &[u8],
+    ) {
+        match (is_first, self.entry.route.get().to) {
+            (true, Endpoint::Read) if server.status == b'I' => {
+                let bytes_max = match self.turns.is_guess {
+                    // On the primary all of it must run.
+                    true => self.worker.shared.config.query_bytes_max,
+                    false => REQUEST_BYTES_MAX,
+                };
+                self.repeat.begin(self.request(data), bytes_max);
+            }
+            (false, Endpoint::Read) => self.repeat.add(more),
+            (_, Endpoint::Read | Endpoint::Write | Endpoint::Split) => {}
+        }
+    }
+
     /// Puts a request whose server was lost back, to be run elsewhere. Whether that was possible.
     pub(super) fn repeat(&mut self) -> bool {
         let harms = Flags::WRITES.with(Flags::MAY_SET).with(Flags::MAY_HOLD).with(Flags::BEGIN);
@@ -116,7 +158,13 @@ impl Session {
         }
         self.repeat.possible = false;
         self.repeat.repeats += 1;
-        self.inbox = self.repeat.bytes.clone();
+        let behind = match self.turns.one_by_one {
+            true => std::mem::take(&mut self.inbox),
+            // It is among what is repeated.
+            false => Vec::new(),
+        };
+        self.inbox = [self.repeat.bytes(), &behind].concat();
+        self.turns = Turns::default();
         // Its Parse messages come again.
         for (name, _) in self.parsing.drain(..) {
             self.prepared.remove(&name);
@@ -169,11 +217,11 @@ mod tests {
     #[test]
     fn long_requests_are_not_kept() {
         let mut repeat = Repeat::default();
-        repeat.begin(&[0; 10]);
+        repeat.begin(&[0; 10], REQUEST_BYTES_MAX);
         assert!(repeat.possible);
         repeat.add(&[0; REQUEST_BYTES_MAX]);
         assert!(!repeat.possible);
-        repeat.begin(b"x");
+        repeat.begin(b"x", REQUEST_BYTES_MAX);
         assert!(repeat.possible);
         repeat.done();
         assert!(!repeat.possible);

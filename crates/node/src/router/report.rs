@@ -30,14 +30,14 @@ impl Session {
     pub(super) fn must_sample(&self) -> bool {
         self.kept_ready
             || self.traits.has(Flags::WRITES)
-                && self.entry.client.endpoint == super::Endpoint::Read
+                && self.may_read_elsewhere()
                 && self.reading.consistency.keeps_home()
     }
 
     /// The server was lost: if a write on it was acknowledged before, its place is not known any more.
     pub(super) fn lost_with(&mut self, server: NodeId) {
         if std::mem::take(&mut self.has_written)
-            && self.entry.client.endpoint == super::Endpoint::Read
+            && self.may_read_elsewhere()
             && self.reading.consistency.keeps_home()
         {
             self.reading.has_written(server, None);

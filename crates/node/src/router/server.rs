@@ -99,6 +99,8 @@ pub(super) struct Server {
     pub(super) startup: Rc<Settings>,
     /// The settings that differ from those of a new session without startup settings.
     pub(super) applied: Rc<Settings>,
+    /// Whether its transactions are read-only by a setting of the router's own, which is not in `applied`.
+    pub(super) guarded: bool,
     /// What it has reported (ParameterStatus).
     pub(super) reported: Rc<Settings>,
     pub(super) prepared: Prepared,
@@ -125,6 +127,11 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn node(&self) -> NodeId {
         self.cancel.address.node
+    }
+
+    /// Whether it can be lent as it is.
+    pub(super) fn is_as(&self, wanted: &Rc<Settings>, guarded: bool) -> bool {
+        Rc::ptr_eq(&self.applied, wanted) && self.guarded == guarded
     }
 
     /// Whether nothing is due and nothing is half said.
@@ -312,6 +319,7 @@ fn new(io: Socket, cancel: CancelKey, reported: Settings) -> Server {
         cancel,
         startup: Rc::clone(&none),
         applied: none,
+        guarded: false,
         reported: Rc::new(reported),
         prepared: Prepared::default(),
         unnamed: None,

@@ -26,6 +26,7 @@ use super::repeat::{Repeat, calls_nothing_unknown};
 use super::server::Server;
 use super::settings::Settings;
 use super::socket::Socket;
+use super::split::{Split, Turns};
 use super::startup::Failure;
 use super::statements::Statement;
 use super::token::Reading;
@@ -117,6 +118,9 @@ pub(super) struct Session {
     pub(super) home: Option<Rc<Cell<u64>>>,
     /// The request at hand, while it may be repeated on another node.
     pub(super) repeat: Repeat,
+    /// What is known of it when not all of its requests go where its endpoint leads.
+    pub(super) split: Option<Box<Split>>,
+    pub(super) turns: Turns,
     /// Bytes that it has sent and got since it was lent its connection.
     pub(super) moved: (u64, u64),
 }
@@ -159,6 +163,7 @@ impl Session {
     ) -> Self {
         account.clients.set(account.clients.get() + 1);
         let consistency = worker.shared.config.consistency;
+        let split = Split::at(entry.client.endpoint, &worker.names, &account.database);
         let (wanted, reported) = (Rc::clone(&origin.settings), Rc::clone(&origin.reported));
         Self {
             worker,
@@ -204,6 +209,8 @@ impl Session {
             kept_ready: false,
             home: None,
             repeat: Repeat::default(),
+            split,
+            turns: Turns::default(),
             moved: (0, 0),
         }
     }
@@ -243,6 +250,12 @@ impl Session {
                 None => {
                     if let Some(ended) = std::future::poll_fn(|cx| self.poll_request(cx)).await {
                         return ended;
+                    }
+                    if self.split.is_some()
+                        && let Err(failure) = self.find_route().await
+                    {
+                        self.refuse(failure);
+                        continue;
                     }
                     match self.lend_now() {
                         Some(held) => held,
@@ -415,26 +428,18 @@ impl Session {
             let server = &mut lent.server;
             if !Rc::ptr_eq(&server.applied, &self.wanted) {
                 // RESET goes back to what this client began with, not to what the connection's first one did.
-                let _ = super::state::restore(server, &self.wanted, &self.worker).await;
+                let _ =
+                    super::state::restore(server, &self.wanted, server.guarded, &self.worker).await;
             }
             self.report(&lent.server);
             self.pass_on_heard(&mut lent.server);
+            // What has waited for an answer goes to the same server now.
+            self.fresh |= self.turns.one_by_one && !self.inbox.is_empty();
+            self.turns = Turns::default();
             return Some(lent);
         }
         self.give_back(lent);
         None
-    }
-
-    /// A Parse of the client's was not done.
-    pub(super) fn not_prepared(&mut self, id: Option<StatementId>) {
-        let Some(id) = id else {
-            self.unnamed.clear();
-            return;
-        };
-        for (name, _) in self.parsing.iter().filter(|(_, parsed)| *parsed == id) {
-            // What has been sent meanwhile may still use the name.
-            self.unprepared.extend(self.prepared.remove(name).map(|was| (name.clone(), was)));
-        }
     }
 
     /// A ReadyForQuery came.
@@ -448,13 +453,17 @@ impl Session {
             add(&self.account.counters.transactions, 1);
             self.transaction_ended();
             self.has_written |= self.traits.has(Flags::WRITES);
+            self.note_definitions();
         }
+        self.answered(status);
     }
 
     /// A statement's text passes.
     pub(super) fn note_text(&mut self, text: &[u8], seen: Flags) {
         self.traits = self.traits.with(seen);
-        if self.entry.client.endpoint == Endpoint::Read && !calls_nothing_unknown(text) {
+        let may_repeat = self.entry.route.get().to == Endpoint::Read;
+        // What the router has taken for a read calls nothing that would not be undone.
+        if may_repeat && !self.turns.is_guess && !calls_nothing_unknown(text) {
             self.repeat.forbid();
         }
         // To a session that takes backslashes in plain strings the text may be another one.
@@ -471,18 +480,6 @@ impl Session {
         }
         if seen.has(Flags::MAY_SET) && self.custom.len() < CUSTOM_MAX {
             self.custom.extend(statement::custom_names(text));
-        }
-    }
-
-    /// A prepared statement is used.
-    pub(super) fn bound(&mut self, statement: Rc<Statement>) {
-        self.used.push(statement);
-    }
-
-    /// The plans of the statements in use no longer fit the schema.
-    pub(super) fn plans_are_stale(&mut self) {
-        for statement in &self.used {
-            statement.stale.set(true);
         }
     }
 

@@ -31,7 +31,7 @@ pub(super) struct Snapshot {
     pub(super) statements: usize,
     pub(super) flows: Vec<FlowTotals>,
     /// How long clients have waited for a server connection, by endpoint.
-    pub(super) waits: [Times; 2],
+    pub(super) waits: [Times; Endpoint::COUNT],
     /// What operators hold back.
     pub(super) holds: Holds,
 }
@@ -171,7 +171,7 @@ pub(super) struct ListenerSnapshot {
 }
 
 /// The clients by endpoint.
-pub(super) fn endpoints(snapshots: &[Snapshot]) -> Vec<api::EndpointClients> {
+pub(super) fn endpoints(shared: &Shared, snapshots: &[Snapshot]) -> Vec<api::EndpointClients> {
     let of = |endpoint| {
         let all = || snapshots.iter().flat_map(|snapshot| &snapshot.sessions);
         let count = |activity: Option<Activity>| {
@@ -188,7 +188,7 @@ pub(super) fn endpoints(snapshots: &[Snapshot]) -> Vec<api::EndpointClients> {
             waiting: count(Some(Activity::Waiting)),
         }
     };
-    [Endpoint::Read, Endpoint::Write].map(of).into()
+    shared.endpoints().map(of).collect()
 }
 
 /// The pools of all workers, put together by role, database and node.
@@ -240,7 +240,7 @@ impl collector::Collector for Collector {
         let name = "synapsedb_router_clients";
         let help = "Clients by endpoint and by whether they have a server connection";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for clients in endpoints(&snapshots) {
+        for clients in endpoints(&shared, &snapshots) {
             let idle = clients.clients.saturating_sub(clients.active + clients.waiting);
             for (state, count) in
                 [("idle", idle), ("active", clients.active), ("waiting", clients.waiting)]

@@ -14,6 +14,9 @@ use super::worker::Worker;
 const PINS: [&str; 4] =
     ["temporary tables", "advisory locks", "cursors WITH HOLD", "prepared statements by PREPARE"];
 
+/// The setting by which a server refuses to write for whoever was taken for a reader.
+const GUARD: &str = "default_transaction_read_only";
+
 /// What is on a server connection.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
@@ -86,24 +89,52 @@ pub(super) async fn look(
             _ => {}
         }
     }
+    if std::mem::take(&mut server.guarded) {
+        // A RESET ALL has taken it away, and with it what the client itself had set.
+        server.guarded = applied.remove(GUARD).is_some_and(|value| value == "on");
+        let own = server.applied.get(GUARD).filter(|_| server.guarded).cloned();
+        found.session.remove(GUARD);
+        for settings in [&mut applied, &mut found.session] {
+            settings.extend(own.iter().map(|value| (GUARD.to_owned(), value.clone())));
+        }
+    }
     server.applied = worker.settings.intern(applied);
     Ok(found)
 }
 
-/// Gives a connection these settings.
+/// Gives a connection these settings; `guarded` also that it refuses to write.
 ///
 /// # Errors
 /// The connection broke, or the server refuses one of them; none is made then.
 pub(super) async fn restore(
     server: &mut Server,
     wanted: &Rc<Settings>,
+    guarded: bool,
     worker: &Worker,
 ) -> Result<(), AskError> {
-    let sql = difference(&server.applied, wanted);
+    let (mut sql, mut applied) = (String::new(), Rc::clone(&server.applied));
+    // Where the guard is, the client's own value is not.
+    let is_hidden = applied.get(GUARD) != wanted.get(GUARD);
+    if server.guarded && (!guarded || is_hidden) {
+        sql.push_str("RESET default_transaction_read_only;");
+        Rc::make_mut(&mut applied).remove(GUARD);
+        server.guarded = false;
+        // That was the last that it has said of it, and what stays so it does not say again.
+        if let Some(said) = Rc::make_mut(&mut server.reported).get_mut(GUARD) {
+            *said = "on".to_owned();
+        }
+    }
+    sql.push_str(&difference(&applied, wanted));
     if !sql.is_empty() {
         server.ask(&sql).await?;
         server.reported = worker.settings.intern(Settings::clone(&server.reported));
     }
     server.applied = Rc::clone(wanted);
+    if guarded && !server.guarded {
+        // The client is not told: to it its transactions are as it has set them.
+        let reported = Rc::clone(&server.reported);
+        server.ask("SET default_transaction_read_only = on").await?;
+        (server.reported, server.guarded) = (reported, true);
+    }
     Ok(())
 }

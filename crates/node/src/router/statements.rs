@@ -9,6 +9,9 @@ use synapsedb_pg::sql::statement::Own;
 use synapsedb_pg::sql::traits::Flags;
 
 use super::expected::StatementId;
+use super::session::Session;
+use super::split::Judged;
+use super::startup::split_text;
 
 /// The names of the router's prepared statements begin with this.
 pub(super) const NAME_PREFIX: &str = "__synapsedb_";
@@ -16,6 +19,11 @@ pub(super) const NAME_PREFIX: &str = "__synapsedb_";
 /// The name of a statement on the servers.
 pub(super) fn name(id: StatementId) -> Box<[u8]> {
     format!("{NAME_PREFIX}{id}").into_bytes().into()
+}
+
+/// The text in a Parse message's body behind the name.
+pub(super) fn text(body: &[u8]) -> &[u8] {
+    split_text(body).map_or(body, |(text, _)| text)
 }
 
 /// A statement that clients have prepared.
@@ -30,6 +38,8 @@ pub(super) struct Statement {
     pub(super) own: Option<Own>,
     /// What the text may do ([`synapsedb_pg::sql::Traits`]).
     pub(super) traits: Flags,
+    /// How the split endpoint has judged it, and the stamp of what it was judged by.
+    pub(super) judged: RefCell<Option<(u64, Rc<Judged>)>>,
     /// Its plan no longer fits the schema: whoever prepares the text again gets another statement.
     pub(super) stale: Cell<bool>,
 }
@@ -76,6 +86,7 @@ impl Statements {
             body: sent.map_or_else(|| Rc::clone(&key), Into::into),
             own,
             traits,
+            judged: RefCell::default(),
             stale: Cell::new(false),
         });
         known.insert(key, Rc::downgrade(&statement));
@@ -85,6 +96,32 @@ impl Statements {
     /// How many are known.
     pub(super) fn len(&self) -> usize {
         self.known.borrow().len()
+    }
+}
+
+impl Session {
+    /// A Parse of the client's was not done.
+    pub(super) fn not_prepared(&mut self, id: Option<StatementId>) {
+        let Some(id) = id else {
+            self.unnamed.clear();
+            return;
+        };
+        for (name, _) in self.parsing.iter().filter(|(_, parsed)| *parsed == id) {
+            // What has been sent meanwhile may still use the name.
+            self.unprepared.extend(self.prepared.remove(name).map(|was| (name.clone(), was)));
+        }
+    }
+
+    /// A prepared statement is used.
+    pub(super) fn bound(&mut self, statement: Rc<Statement>) {
+        self.used.push(statement);
+    }
+
+    /// The plans of the statements in use no longer fit the schema.
+    pub(super) fn plans_are_stale(&mut self) {
+        for statement in &self.used {
+            statement.stale.set(true);
+        }
     }
 }
 

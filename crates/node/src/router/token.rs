@@ -62,6 +62,10 @@ pub(super) struct Reading {
     pub(super) leaves: bool,
     /// It listens on its home, and stays there for that.
     pub(super) listens: bool,
+    /// It has written at its home, or may have, and reads wherever there is the least to do.
+    pub(super) roams: bool,
+    /// It reads from this node and no other.
+    pub(super) only: Option<NodeId>,
     /// The transaction that begins reads nothing: it may begin anywhere, and shows nothing.
     pub(super) excused: bool,
 }

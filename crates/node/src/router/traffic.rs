@@ -154,11 +154,11 @@ impl FlowCounts {
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     flows: RefCell<Vec<Rc<Flow>>>,
-    waits: [Histogram; 2],
+    waits: [Histogram; Endpoint::COUNT],
 }
 
 impl Traffic {
-    /// There are at most two for each node.
+    /// There are as many for each node as endpoints.
     pub(super) fn flow(&self, endpoint: Endpoint, node: NodeId) -> Rc<Flow> {
         let mut flows = self.flows.borrow_mut();
         let known = flows.iter().find(|flow| flow.node == node && flow.endpoint == endpoint);
@@ -189,8 +189,8 @@ impl Traffic {
     }
 
     /// How long clients have waited, by endpoint.
-    pub(super) fn waits(&self) -> [Times; 2] {
-        [self.waits[0].times(), self.waits[1].times()]
+    pub(super) fn waits(&self) -> [Times; Endpoint::COUNT] {
+        std::array::from_fn(|place| self.waits[place].times())
     }
 }
 

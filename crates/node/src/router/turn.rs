@@ -13,7 +13,7 @@ use super::metrics::EndedBy;
 use super::server::Server;
 use super::session::{Lent, Session};
 use super::startup::Failure;
-use super::{Endpoint, downstream, upstream};
+use super::{downstream, upstream};
 
 /// A request's buffer up to this size is kept for the next one, in bytes.
 const INBOX_KEPT_BYTES: usize = 1024;
@@ -28,6 +28,8 @@ pub(super) enum Turn {
     ClientLost(EndedBy),
     /// The session is told to end, or to let go of its server, and something is under way.
     Told(End),
+    /// What was taken for a read wanted to write, and its client has seen nothing of that.
+    Misjudged,
     /// A transaction begins that must wait until the node shows what it must see.
     Gate,
     Violation(Failure),
@@ -51,6 +53,9 @@ impl Session {
             };
             if self.leaves_open(server) {
                 return Poll::Ready(Turn::LeftOpen);
+            }
+            if self.turns.is_misjudged && self.is_quiet(server) {
+                return Poll::Ready(Turn::Misjudged);
             }
             if self.is_quiet(server) && (self.ending || (self.active && self.lets_go())) {
                 return Poll::Ready(Turn::Quiet);
@@ -111,6 +116,9 @@ impl Session {
         let worker = Rc::clone(&self.worker);
         let mut spliced = worker.spliced.borrow_mut();
         spliced.clear();
+        if self.turns.waits && self.passing == 0 {
+            return self.collect(cx);
+        }
         let gated = self.must_gate(server);
         if gated && !self.is_quiet(server) {
             return Ok(false);
@@ -143,11 +151,7 @@ impl Session {
         }
         let data = if inbox.is_empty() { &scratch[..read] } else { &inbox[..] };
         self.active = true;
-        match (fresh, self.entry.client.endpoint) {
-            (true, Endpoint::Read) if server.status == b'I' => self.repeat.begin(data),
-            (false, Endpoint::Read) => self.repeat.add(&scratch[..read]),
-            (_, Endpoint::Read | Endpoint::Write) => {}
-        }
+        self.keep_for_repeat(server, fresh, data, &scratch[..read]);
         let taken = upstream::take(self, server, data, &mut spliced).map_err(Turn::Violation)?;
         let (used, terminated) = (taken.used, taken.terminated);
         server.io.send(cx, taken.onward, &mut server.unsent).map_err(lost)?;
@@ -163,6 +167,18 @@ impl Session {
         if terminated {
             return Err(Turn::ClientLost(EndedBy::Client));
         }
+        Ok(true)
+    }
+
+    /// Keeps what the client sends while its request is under way alone. Whether anything came.
+    fn collect(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
+        if self.inbox.len() >= self.worker.shared.config.query_bytes_max {
+            return Ok(false);
+        }
+        let worker = Rc::clone(&self.worker);
+        let mut scratch = worker.scratch.borrow_mut();
+        let Some(read) = self.poll_client(cx, &mut scratch)? else { return Ok(false) };
+        self.inbox.extend_from_slice(&scratch[..read]);
         Ok(true)
     }
 
@@ -229,17 +245,19 @@ impl Session {
         let whole = server.passing == 0;
         let taken = downstream::take(self, server, data, &mut spliced).map_err(Turn::ServerLost)?;
         let used = taken.used;
-        if !taken.onward.is_empty() {
+        // Of one that is run again nothing was passed on before, and nothing is now.
+        let onward = if self.turns.is_misjudged { &[] } else { taken.onward };
+        if !onward.is_empty() {
             self.repeat.forbid();
         }
-        add(&self.account.counters.sent, taken.onward.len() as u64);
-        self.moved.1 += taken.onward.len() as u64;
-        if self.keeps_back(taken.onward, whole) {
+        add(&self.account.counters.sent, onward.len() as u64);
+        self.moved.1 += onward.len() as u64;
+        if self.keeps_back(onward, whole) {
             // It goes on with what ends it.
         } else if self.unsent.is_empty() {
-            self.io.send(cx, taken.onward, &mut self.unsent).map_err(client_lost)?;
+            self.io.send(cx, onward, &mut self.unsent).map_err(client_lost)?;
         } else {
-            self.unsent.extend_from_slice(taken.onward);
+            self.unsent.extend_from_slice(onward);
             if let Poll::Ready(Err(error)) = self.io.poll_unsent(cx, &mut self.unsent) {
                 return Err(client_lost(error));
             }

@@ -81,6 +81,9 @@ pub(super) fn take<'a>(
             up.at += passing;
             continue;
         }
+        if up.session.turns.waits {
+            break;
+        }
         let Some((tag, length)) = header(&data[up.at..])? else { break };
         match up.message(tag, length)? {
             Step::Next => {}
@@ -121,6 +124,9 @@ impl<'a> Up<'a, '_> {
         let step = self.pass_on(tag, length)?;
         if matches!((tag, &step), (b'P' | b'B' | b'D' | b'C' | b'E' | b'H', Step::Next)) {
             self.session.batch.note(tag, of);
+        }
+        if matches!(tag, b'Q' | b'S' | b'F') && matches!(step, Step::Next) {
+            self.session.sent_one();
         }
         Ok(step)
     }
@@ -187,6 +193,10 @@ impl<'a> Up<'a, '_> {
             let text = body.strip_suffix(b"\0").unwrap_or(body);
             let (seen, before) = (Traits::of(text).flags, self.session.traits);
             self.session.note_text(text, seen);
+            if let Some(sql) = self.session.refusal(|| text, seen) {
+                self.replace_query(&sql, length);
+                return Ok(Step::Next);
+            }
             if seen.has(Flags::OWN) && self.own(text, length) {
                 return Ok(Step::Next);
             }
@@ -278,6 +288,14 @@ impl<'a> Up<'a, '_> {
     /// A statement whose text is too long to be kept: it exists on this server connection only, which the client
     /// keeps from now on.
     fn parse_long(&mut self, length: usize) -> Result<Step, Failure> {
+        if self.session.turns.one_by_one {
+            // It would keep the session on a reader.
+            let max = self.session.worker.shared.config.query_bytes_max;
+            let text = format!(
+                "a Parse of {length} bytes on a reader; the most is router.query_bytes_max, {max}"
+            );
+            return Err(violation(text));
+        }
         self.too_long();
         self.session.unnamed.clear();
         self.server.unnamed = None;
@@ -309,9 +327,11 @@ impl<'a> Up<'a, '_> {
             self.mark_bind(portal, traits);
             // It may have been parsed in an earlier transaction.
             self.session.traits = self.session.traits.with(traits);
-            if let Some(own) = self.session.own_unnamed()
-                && let Some(sql) = self.session.own_sql(&own, self.server)
-            {
+            let own = self.session.own_unnamed();
+            let own = own.and_then(|own| self.session.own_sql(&own, self.server));
+            let session = &*self.session;
+            let refusal = || session.refusal(|| statements::text(&session.unnamed), traits);
+            if let Some(sql) = own.or_else(refusal) {
                 self.bind_own(portal, &sql, length, there.len() - rest.len());
                 return Ok(Step::Next);
             }
@@ -326,9 +346,10 @@ impl<'a> Up<'a, '_> {
         self.mark_bind(portal, statement.traits);
         self.session.traits = self.session.traits.with(statement.traits);
         let values = there.len() - rest.len();
-        if let Some(own) = &statement.own
-            && let Some(sql) = self.session.own_sql(own, self.server)
-        {
+        let own = statement.own.as_ref().and_then(|own| self.session.own_sql(own, self.server));
+        let text = || statements::text(&statement.body);
+        let refusal = || self.session.refusal(text, statement.traits);
+        if let Some(sql) = own.or_else(refusal) {
             self.bind_own(portal, &sql, length, values);
             return Ok(Step::Next);
         }

@@ -12,28 +12,27 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use synapsedb_core::ids::NodeId;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::accept::{accept, accept_waiting};
 use super::account::Account;
 use super::breaker::{Breakers, Passage};
 use super::choose::{Choice, Why, behind, choose};
 use super::console::holds::{self, Holds, Order};
 use super::entry::{End, Entry};
-use super::metrics::Refused;
 use super::outcome::Marks;
 use super::roles::Roles;
 use super::server::{self, Address, ConnectError};
 use super::settings::Interner;
+use super::split::Names;
 use super::statements::Statements;
 use super::survey::Surveys;
 use super::token::Reading;
 use super::traffic::Traffic;
-use super::{Endpoint, Shared, Snapshot, fresh, login, warm};
+use super::{Endpoint, Shared, Snapshot, fresh, warm};
 
-/// After a failed accept (no file descriptor left, mostly): a rest instead of a spin.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// Between two looks at what has been idle for too long.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// So long a connection may be idle that no client can want: PostgreSQL waits five seconds for the sessions of a
@@ -78,6 +77,8 @@ pub(super) struct Worker {
     homed: RefCell<HashMap<NodeId, Rc<Cell<u64>>>>,
     breakers: RefCell<Breakers>,
     pub(super) surveys: Surveys,
+    /// What is known of the databases' functions.
+    pub(super) names: Names,
     /// For sessions that wait at other nodes.
     pub(super) waits: Semaphore,
     next_session: Cell<u32>,
@@ -119,6 +120,7 @@ impl Worker {
             homed: RefCell::default(),
             breakers: RefCell::default(),
             surveys: Surveys::default(),
+            names: Names::default(),
             waits: Semaphore::new(fresh::WAITS_MAX),
             next_session: Cell::new(0),
         });
@@ -182,13 +184,18 @@ impl Worker {
     pub(super) fn pick(&self, endpoint: Endpoint, reading: &Reading) -> Result<Rc<Address>, Why> {
         let routes = self.routes.borrow();
         let readers = match endpoint {
-            Endpoint::Write => return routes.primary.clone(),
+            Endpoint::Write | Endpoint::Split => return routes.primary.clone(),
             Endpoint::Read => routes.readers.as_ref().map_err(Why::clone)?,
         };
+        if let Some(only) = reading.only {
+            let mut named = readers.iter().filter(|reader| reader.address.node == only);
+            return named.next().map(|one| Rc::clone(&one.address)).ok_or(Why::NotReadable(only));
+        }
         let now = Instant::now();
         let is_home = |reader: &Reader| Some(reader.address.node) == reading.home;
         if (reading.consistency.keeps_home() || reading.listens)
             && !reading.leaves
+            && !reading.roams
             && let Some(home) = readers.iter().find(|reader| is_home(reader))
             && home.behind_ms.is_none()
             && self.passage(home, now) == Passage::Closed
@@ -239,7 +246,7 @@ impl Worker {
     /// Whether a transaction of this endpoint may still begin on the node.
     pub(super) fn may_serve(&self, endpoint: Endpoint, node: NodeId) -> bool {
         match endpoint {
-            Endpoint::Write => {
+            Endpoint::Write | Endpoint::Split => {
                 matches!(&self.routes.borrow().primary, Ok(primary) if primary.node == node)
             }
             Endpoint::Read => true,
@@ -367,6 +374,7 @@ impl Worker {
 pub(super) struct Listeners {
     pub(super) read: StdListener,
     pub(super) write: StdListener,
+    pub(super) split: Option<StdListener>,
 }
 
 /// Runs a worker to its end, which a [`Command::Drain`] begins.
@@ -378,6 +386,7 @@ pub(super) async fn run(
 ) -> std::io::Result<()> {
     let (read, write) =
         (TcpListener::from_std(listeners.read)?, TcpListener::from_std(listeners.write)?);
+    let split = listeners.split.map(TcpListener::from_std).transpose()?;
     let worker = Worker::new(shared, index);
     tokio::task::spawn_local(Rc::clone(&worker).follow());
     tokio::task::spawn_local(Rc::clone(&worker).sweep());
@@ -385,6 +394,12 @@ pub(super) async fn run(
         tokio::join!(
             accept(&worker, Endpoint::Read, &read),
             accept(&worker, Endpoint::Write, &write),
+            async {
+                match &split {
+                    Some(split) => accept(&worker, Endpoint::Split, split).await,
+                    None => std::future::pending().await,
+                }
+            },
         )
     };
     tokio::select! {
@@ -394,7 +409,10 @@ pub(super) async fn run(
     // Connections that the kernel had taken for us are answered, not reset.
     accept_waiting(&worker, Endpoint::Read, &read).await;
     accept_waiting(&worker, Endpoint::Write, &write).await;
-    drop((read, write));
+    if let Some(split) = &split {
+        accept_waiting(&worker, Endpoint::Split, split).await;
+    }
+    drop((read, write, split));
     for entry in worker.sessions.borrow().values() {
         entry.tell(End::Draining);
     }
@@ -447,53 +465,5 @@ async fn cancel(worker: &Worker, pid: u32, key: &[u8]) {
     if let Err(error) = server::cancel(&target, &worker.shared).await {
         let address = &target.address.tcp;
         tracing::debug!("a cancel request did not reach {address}: {error}");
-    }
-}
-
-async fn accept(worker: &Rc<Worker>, endpoint: Endpoint, listener: &TcpListener) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => begin(worker, endpoint, stream),
-            Err(error) => {
-                tracing::warn!("router: the {} endpoint cannot accept: {error}", endpoint.name());
-                tokio::time::sleep(ACCEPT_REST).await;
-            }
-        }
-    }
-}
-
-async fn accept_waiting(worker: &Rc<Worker>, endpoint: Endpoint, listener: &TcpListener) {
-    while let Ok(Ok((stream, _))) = timeout(Duration::ZERO, listener.accept()).await {
-        begin(worker, endpoint, stream);
-    }
-}
-
-fn begin(worker: &Rc<Worker>, endpoint: Endpoint, stream: TcpStream) {
-    match Arc::clone(&worker.shared.startups).try_acquire_owned() {
-        Ok(starting) => {
-            let running = Running::new(&worker.shared);
-            let worker = Rc::clone(worker);
-            tokio::task::spawn_local(async move {
-                login::serve(worker, endpoint, stream, starting).await;
-                drop(running);
-            });
-        }
-        Err(_) => worker.shared.metrics.refused(endpoint, Refused::TooManyStartups),
-    }
-}
-
-/// Counts a connection while it lives.
-struct Running(Arc<Shared>);
-
-impl Running {
-    fn new(shared: &Arc<Shared>) -> Self {
-        shared.running.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(shared))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -1,4 +1,4 @@
-//! Drivers as their users use them, through both endpoints: prepared statements, COPY, cancel, pipelining, errors,
+//! Drivers as their users use them, through all endpoints: prepared statements, COPY, cancel, pipelining, errors,
 //! settings, notifications and temporary tables. The scripts are in `drivers/`; each prints the names of its checks.
 
 mod sqlx_driver;
@@ -17,10 +17,10 @@ use crate::skip;
 /// How long a script may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Runs a driver's script at both endpoints; it has to print these checks.
+/// Runs a driver's script at all endpoints; it has to print these checks.
 async fn drive(name: &str, command: impl Fn() -> Command, checks: &[&str]) {
     let cluster = routed().await;
-    for way in [Way::Read, Way::Write] {
+    for way in [Way::Read, Way::Write, Way::Split] {
         let database_name = format!("{name}_{way:?}").to_lowercase();
         let server = database(&cluster, &database_name, way).await;
         run(&server, command(), checks).await;

@@ -34,6 +34,7 @@ mod router_transparency;
 mod rows;
 mod runs;
 mod sequences;
+mod split;
 mod stale_reads;
 mod tls;
 mod values;
@@ -57,7 +58,7 @@ fn binary() -> Binary {
 
 /// The cluster that all tests share which break nothing.
 async fn shared() -> Borrowed {
-    CLUSTER.cluster(binary()).await
+    CLUSTER.configured(binary(), Cluster::switch_split_on).await
 }
 
 /// A cluster of a test's own.

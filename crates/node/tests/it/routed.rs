@@ -20,6 +20,7 @@ static BY_SESSION: Shared = Shared::new();
 pub async fn routed() -> Borrowed {
     let small = |cluster: &Cluster| {
         cluster.node(1).configure("router.pool_size", POOL_SIZE);
+        cluster.switch_split_on();
     };
     CLUSTER.sized(binary(), 1, small).await
 }
@@ -38,6 +39,7 @@ pub enum Way {
     Direct,
     Read,
     Write,
+    Split,
 }
 
 /// Makes a database, which the application's role owns, and returns it as it is reached by `way`.
@@ -48,6 +50,7 @@ pub async fn database(cluster: &Cluster, name: &str, way: Way) -> Server {
         Way::Direct => cluster.node(1).server().clone(),
         Way::Read => cluster.read_endpoint(),
         Way::Write => cluster.write_endpoint(),
+        Way::Split => cluster.split_endpoint(),
     };
     server.database = name.to_owned();
     let direct = Server { port: cluster.node(1).server().port, ..server.clone() };

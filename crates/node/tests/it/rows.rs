@@ -23,18 +23,20 @@ async fn a_large_transaction_updates_and_deletes_what_it_did_at_its_origin() {
     cluster
         .node(1)
         .sql(
-            "create table bulk (a int, b text, v numeric(12, 2), note text, day date, doc jsonb, primary key (a, b));
+            "create table bulk (
+                 a int, b text, v numeric(12, 2), note text, day date, doc jsonb, primary key (a, b));
              alter table bulk alter note set storage external;
              create table bulk_places (id int primary key, place int unique);
              create table bulk_keyless (id int, v int);
-             insert into bulk select i, 'b' || i % 7, i, repeat(md5(i::text), 100 * (i % 2)), date '2026-01-01' + i, '{}'
+             insert into bulk
+             select i, 'b' || i % 7, i, repeat(md5(i::text), 100 * (i % 2)), date '2026-01-01' + i, '{}'
              from generate_series(1, 3000) i;
              insert into bulk_places select i, i from generate_series(1, 500) i;
              insert into bulk_keyless select i, i from generate_series(1, 20) i",
         )
         .await;
     cluster.all_show("select count(*) from bulk_keyless", &["20"]).await;
-    // Rows that are met twice, keys that change, values that stay where they are, places that become free on the way.
+    // Rows that are met twice, keys that change, values that stay as they are, places that become free on the way.
     cluster
         .node(2)
         .sql(

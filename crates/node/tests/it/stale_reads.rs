@@ -304,7 +304,8 @@ async fn a_node_that_is_far_behind_is_not_read_from(cluster: &Cluster, paused: &
     .await;
 }
 
-async fn statistics(cluster: &Cluster) -> std::io::Result<String> {
+/// The statistics of the router, in the columns of HAProxy.
+pub async fn statistics(cluster: &Cluster) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", cluster.ports().stats())).await?;
     stream.write_all(b"GET /stats;csv HTTP/1.0\r\nhost: localhost\r\n\r\n").await?;
     let mut page = String::new();

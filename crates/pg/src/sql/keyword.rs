@@ -67,6 +67,8 @@ pub(super) enum Keyword {
     User,
     Values,
     With,
+    /// One of [`DEFINITIONS`].
+    Definition,
     /// One of [`READING`].
     Reading,
     /// Any other verb.
@@ -145,18 +147,23 @@ const READING: [&str; 136] = [
     "clock_timestamp",
 ];
 
+/// What can be, or hold, a function or a view, or be what calls one.
+pub(super) const DEFINITIONS: [&str; 8] =
+    ["aggregate", "extension", "function", "operator", "procedure", "routine", "schema", "view"];
+
 /// The longest word in the table, in bytes.
 const LENGTH_MAX: usize = 18;
 
-/// Both lists, one behind the other, as a hash table with open addresses.
+/// All lists, one behind the other, as a hash table with open addresses.
 static TABLE: [u8; TABLE_SIZE] = table();
 const TABLE_SIZE: usize = 1024;
 const FREE: u8 = u8::MAX;
+const WORDS: usize = KEYWORDS.len() + READING.len() + DEFINITIONS.len();
 
 const fn table() -> [u8; TABLE_SIZE] {
     let mut table = [FREE; TABLE_SIZE];
     let mut index = 0;
-    while index < KEYWORDS.len() + READING.len() {
+    while index < WORDS {
         let mut place = place(word(index).as_bytes());
         while table[place] != FREE {
             place = (place + 1) % TABLE_SIZE;
@@ -168,7 +175,14 @@ const fn table() -> [u8; TABLE_SIZE] {
 }
 
 const fn word(index: usize) -> &'static str {
-    if index < KEYWORDS.len() { KEYWORDS[index].0 } else { READING[index - KEYWORDS.len()] }
+    const READING_END: usize = KEYWORDS.len() + READING.len();
+    if index < KEYWORDS.len() {
+        KEYWORDS[index].0
+    } else if index < READING_END {
+        READING[index - KEYWORDS.len()]
+    } else {
+        DEFINITIONS[index - READING_END]
+    }
 }
 
 /// Where a word of at least two letters belongs; letters of both cases lead to the same place.
@@ -193,8 +207,11 @@ pub(super) fn of(word: &[u8]) -> Option<Keyword> {
         }
         let name = self::word(usize::from(index));
         if name.len() == word.len() && name.as_bytes().eq_ignore_ascii_case(word) {
-            let keyword = KEYWORDS.get(usize::from(index)).map(|(_, keyword)| *keyword);
-            return Some(keyword.unwrap_or(Keyword::Reading));
+            let index = usize::from(index);
+            let keyword = KEYWORDS.get(index).map(|(_, keyword)| *keyword);
+            let is_reading = index < KEYWORDS.len() + READING.len();
+            let other = if is_reading { Keyword::Reading } else { Keyword::Definition };
+            return Some(keyword.unwrap_or(other));
         }
         at = (at + 1) % TABLE_SIZE;
     }
@@ -250,7 +267,7 @@ fn effects_of_verb(verb: Keyword) -> Flags {
         }
         K::Replace | K::Role | K::Share | K::System | K::Temporary | K::To => Flags::WRITES,
         K::Transaction | K::True | K::User => Flags::WRITES,
-        K::Reading | K::Other => Flags::WRITES,
+        K::Definition | K::Reading | K::Other => Flags::WRITES,
     }
 }
 
@@ -373,13 +390,17 @@ mod tests {
             }
             count
         };
-        let count = KEYWORDS.len() + READING.len();
+        let count = WORDS;
         assert!(count < usize::from(FREE));
         let sum: usize = (0..count).map(probes).sum();
         assert!(sum < 2 * count, "{sum}");
         for name in READING {
             assert!((2..=LENGTH_MAX).contains(&name.len()), "{name}");
             assert_eq!(of(name.to_uppercase().as_bytes()), Some(Keyword::Reading));
+        }
+        for name in DEFINITIONS {
+            assert!((2..=LENGTH_MAX).contains(&name.len()), "{name}");
+            assert_eq!(of(name.as_bytes()), Some(Keyword::Definition));
         }
     }
 

@@ -18,6 +18,10 @@ pub const FUNCTIONS_SQL: &str = include_str!("functions.sql");
 /// Gives the rows for [`Names::add_views`].
 pub const VIEWS_SQL: &str = include_str!("views.sql");
 
+/// A text with more words and symbols is not given to the parser: what goes through its tree goes down level by level,
+/// and not everywhere with an eye on the stack. Values and commas make no level.
+const PARSED_TOKENS_MAX: usize = 10_000;
+
 /// Functions of PostgreSQL that are volatile and yet only read; sorted.
 const HARMLESS: [&str; 17] = [
     "clock_timestamp",
@@ -81,6 +85,12 @@ impl Names {
         names.insert(name.into());
     }
 
+    /// The first name in a text that is one of what writes, or may.
+    pub fn writing_in(&self, text: &str) -> Option<String> {
+        let mut names = Lexer::new(text.as_bytes()).filter_map(|token| name(text, token));
+        names.find(|name| self.writing.contains(&**name)).map(std::borrow::Cow::into_owned)
+    }
+
     /// Adds views with their definitions, after all functions.
     pub fn add_views(&mut self, mut views: Vec<(String, String)>) {
         // A view may stand on another: until no more is found.
@@ -109,16 +119,22 @@ pub fn decide(text: &str, names: &Names) -> Verdict {
     if words.has(NO_READS) || !all_verbs_read(text.as_bytes()) {
         return Verdict::Write(Reason::Words);
     }
-    let mut calls = false;
+    let (mut calls, mut parsed_tokens) = (false, 0);
     let mut previous = Kind::Symbol(b';');
     for token in Lexer::new(text.as_bytes()) {
         calls |= token.kind == Kind::Symbol(b'(') && previous != Kind::Symbol(b';');
         previous = token.kind;
+        let is_value = matches!(
+            token.kind,
+            Kind::Number | Kind::String | Kind::EscapedString | Kind::Symbol(b',')
+        );
+        parsed_tokens += usize::from(!is_value);
         if let Some(name) = name(text, token).filter(|name| names.writing.contains(&**name)) {
             return Verdict::Write(Reason::Name(name.into_owned()));
         }
     }
     match calls {
+        true if parsed_tokens > PARSED_TOKENS_MAX => Verdict::Write(Reason::Unparsed),
         true => decide_calls(text, names),
         false => Verdict::Read,
     }
@@ -133,18 +149,27 @@ const NO_READS: Flags = Flags::WRITES
     .with(Flags::END)
     .with(Flags::BACKSLASH);
 
-/// Whether each statement begins with the verb of a read. Those that leave a trace in their transaction do not.
+/// Whether each statement begins with the verb of a read. Those that leave a trace in their transaction do not, nor
+/// does a COPY to anywhere but the client.
 fn all_verbs_read(text: &[u8]) -> bool {
-    let mut is_start = true;
+    use Keyword::{Copy, Explain, Select, Show, Table, To, Values, With};
+    let (mut is_start, mut is_copy, mut after_to) = (true, false, false);
     for token in Lexer::new(text) {
+        let piece = &text[token.start..token.end];
+        let word = if token.kind == Kind::Word { keyword::of(piece) } else { None };
+        if is_copy && after_to && piece.eq_ignore_ascii_case(b"stdout") {
+            is_copy = false;
+        }
+        after_to = word == Some(To);
         match token.kind {
+            Kind::Symbol(b';') if is_copy => return false,
             Kind::Symbol(b';') => is_start = true,
             Kind::Symbol(b'(') if is_start => {}
             _ if !is_start => {}
             Kind::Word => {
-                use Keyword::{Copy, Explain, Select, Show, Table, Values, With};
-                match keyword::of(&text[token.start..token.end]) {
-                    Some(Select | Values | Table | With | Show | Explain | Copy) => {}
+                match word {
+                    Some(Select | Values | Table | With | Show | Explain) => {}
+                    Some(Copy) => is_copy = true,
                     Some(_) | None => return false,
                 }
                 is_start = false;
@@ -153,7 +178,7 @@ fn all_verbs_read(text: &[u8]) -> bool {
             Kind::Number | Kind::Symbol(_) => return false,
         }
     }
-    true
+    !is_copy
 }
 
 /// The name that a token is, as PostgreSQL folds it.
@@ -200,6 +225,29 @@ pub fn route_hint(text: &[u8]) -> Option<&str> {
     let (name, value) = comment.trim_ascii().split_once('=')?;
     let is_hint = name.trim_ascii_end().eq_ignore_ascii_case("synapsedb.route");
     is_hint.then(|| value.trim_ascii_start())
+}
+
+/// Whether a text may leave the read-only transaction in which a server runs it, or sees that it is in one: it speaks
+/// of the settings that make it so, or of READ WRITE. Of a setting that is set without being named
+/// ([`Flags::SETS_UNNAMED`]) nothing is said.
+pub fn touches_read_only(text: &[u8]) -> bool {
+    const SETTING: &[u8] = b"transaction_read_only";
+    let names_it = |piece: &[u8]| {
+        piece.windows(SETTING.len()).any(|window| window.eq_ignore_ascii_case(SETTING))
+    };
+    let mut after_read = false;
+    for token in Lexer::new(text) {
+        let piece = &text[token.start..token.end];
+        match token.kind {
+            Kind::Word if after_read && piece.eq_ignore_ascii_case(b"write") => return true,
+            Kind::Word | Kind::Quoted | Kind::String if names_it(piece) => return true,
+            Kind::Escaped => return true,
+            Kind::Word | Kind::Quoted | Kind::String | Kind::EscapedString => {}
+            Kind::Number | Kind::Symbol(_) => {}
+        }
+        after_read = token.kind == Kind::Word && piece.eq_ignore_ascii_case(b"read");
+    }
+    false
 }
 
 #[cfg(test)]

@@ -66,6 +66,53 @@ pub enum Deallocate {
     All,
 }
 
+/// What a transaction block asks to be allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// READ ONLY.
+    ReadOnly,
+    /// READ WRITE.
+    ReadWrite,
+    /// Nothing is said: as `default_transaction_read_only` has it.
+    Default,
+}
+
+/// Reads a text that is one BEGIN or START TRANSACTION.
+pub fn begin(text: &[u8]) -> Option<Access> {
+    let mut reader = Reader::new(text);
+    let begins = match reader.word("begin") {
+        true => {
+            let _ = reader.word("work") || reader.word("transaction");
+            true
+        }
+        false => reader.word("start") && reader.word("transaction"),
+    };
+    let mut access = Access::Default;
+    while begins && !reader.is_over() {
+        if reader.word("read") {
+            // The last one counts.
+            access = match reader.word("only") {
+                true => Access::ReadOnly,
+                false if reader.word("write") => Access::ReadWrite,
+                false => return None,
+            };
+        } else if reader.word("isolation") {
+            let is_level = reader.word("level")
+                && (reader.word("serializable")
+                    || reader.word("repeatable") && reader.word("read")
+                    || reader.word("read")
+                        && (reader.word("committed") || reader.word("uncommitted")));
+            if !is_level {
+                return None;
+            }
+        } else if !(reader.word("deferrable") || reader.word("not") && reader.word("deferrable")) {
+            return None;
+        }
+        reader.symbol(b',');
+    }
+    begins.then_some(access)
+}
+
 /// Reads a text that is one statement about a setting of our own. Other settings of the class are the server's.
 pub fn own(text: &[u8]) -> Option<Own> {
     let mut reader = Reader::new(text);
@@ -364,6 +411,33 @@ mod tests {
     }
 
     #[test]
+    fn begins() {
+        use Access::{Default, ReadOnly, ReadWrite};
+        for (text, expected) in [
+            ("BEGIN", Some(Default)),
+            ("/* a */ begin work;;", Some(Default)),
+            ("START TRANSACTION READ ONLY", Some(ReadOnly)),
+            (
+                "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY, NOT DEFERRABLE",
+                Some(ReadOnly),
+            ),
+            ("begin isolation level serializable read only deferrable", Some(ReadOnly)),
+            ("BEGIN ISOLATION LEVEL READ COMMITTED", Some(Default)),
+            ("BEGIN READ ONLY READ WRITE", Some(ReadWrite)),
+            ("BEGIN READ ONLY; SELECT 1", None),
+            ("BEGIN READ", None),
+            ("BEGIN ISOLATION LEVEL READ ONLY", None),
+            ("BEGIN ATOMIC", None),
+            ("START", None),
+            ("COMMIT", None),
+            ("SELECT 1; BEGIN READ ONLY", None),
+            ("", None),
+        ] {
+            assert_eq!(begin(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn deallocates() {
         let name = |name: &str| Some(Deallocate::Name(name.to_owned()));
         let long = "x".repeat(70);
@@ -438,10 +512,11 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_panics(
-            bytes: Vec<u8>, text in "(SET|set_config|DROP DATABASE|DEALLOCATE|SHOW)[ a.'\"$(;=ä]{0,30}",
+            bytes: Vec<u8>, text in "(SET|BEGIN|set_config|DROP DATABASE|DEALLOCATE|SHOW)[ a.'\"$(;=ä]{0,30}",
         ) {
             for text in [&bytes[..], text.as_bytes()] {
                 let _ = (own(text), deallocate(text), drop_database(text), custom_names(text));
+                let _ = begin(text);
             }
         }
     }

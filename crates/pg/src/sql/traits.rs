@@ -59,8 +59,11 @@ impl Flags {
     /// It says or asks something about notifications: LISTEN, UNLISTEN, NOTIFY, DISCARD, DO, CALL,
     /// `pg_notify`, `pg_listening_channels`. What other functions do is not known.
     pub const CHANNELS: Self = Self(1 << 14);
+    /// It may change which functions and views there are, or what they do: CREATE, ALTER or DROP of one, of a schema,
+    /// an extension or an operator, or a DO whose body speaks of one.
+    pub const DEFINES: Self = Self(1 << 15);
 
-    const NAMES: [(Self, &str); 15] = [
+    const NAMES: [(Self, &str); 16] = [
         (Self::MAY_SET, "MAY_SET"),
         (Self::SETS_UNNAMED, "SETS_UNNAMED"),
         (Self::MAY_HOLD, "MAY_HOLD"),
@@ -76,6 +79,7 @@ impl Flags {
         (Self::OWN, "OWN"),
         (Self::BACKSLASH, "BACKSLASH"),
         (Self::CHANNELS, "CHANNELS"),
+        (Self::DEFINES, "DEFINES"),
     ];
     const NONE: Self = Self(0);
 
@@ -273,6 +277,11 @@ impl Scan {
         if may_be_path && contains(piece, b"pg_temp") {
             self.flags |= Flags::MAY_HOLD;
         }
+        if self.verb == Some(Keyword::Do)
+            && keyword::DEFINITIONS.iter().any(|word| contains(piece, word.as_bytes()))
+        {
+            self.flags |= Flags::DEFINES;
+        }
     }
 
     #[inline]
@@ -325,6 +334,9 @@ impl Scan {
             }
             K::Database if verb == K::Drop && self.tokens == 1 => {
                 self.flags |= Flags::OTHER_DATABASE_DROP;
+            }
+            K::Definition if matches!(verb, K::Create | K::Alter | K::Drop) => {
+                self.flags |= Flags::DEFINES;
             }
             K::Database | K::Role | K::User | K::System if verb == K::Alter && self.tokens == 1 => {
                 self.flags |= Flags::MAY_SET | Flags::SETS_UNNAMED;

@@ -283,7 +283,7 @@ impl Plan {
         Ok(Some(arrays.into_iter().map(Array::finish).collect()))
     }
 
-    /// The parameters of the statement for a change of one row; with a bound those of the one that looks at its version.
+    /// The parameters of the statement for a change of one row; with a bound, of the one that looks at its version.
     pub(super) fn parameters<'v>(
         &self,
         change: &RowChange<'_, 'v>,

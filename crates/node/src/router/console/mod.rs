@@ -1,4 +1,4 @@
-//! The console: a database of this name on both endpoints, in which operators speak PgBouncer's commands.
+//! The console: a database of this name on all endpoints, in which operators speak PgBouncer's commands.
 //!
 //! Its columns are PgBouncer 1.25's in their order, so that what reads PgBouncer reads it too; ours stand behind them.
 //! What it shows and does is of this agent, all workers of it.

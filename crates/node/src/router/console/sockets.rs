@@ -8,9 +8,9 @@ use super::DATABASE;
 use super::show::split_address;
 use super::table::Kind::{Int4, Text};
 use super::table::{Column, Field, Table, number, text};
+use crate::router::Shared;
 use crate::router::entry::Activity;
 use crate::router::snapshot::{ServerSnapshot, SessionSnapshot, Snapshot};
-use crate::router::{Endpoint, Shared};
 
 const COLUMNS: [Column; 21] = [
     ("type", Text),
@@ -99,10 +99,7 @@ impl Row {
 fn client(shared: &Shared, session: &SessionSnapshot, state: &str) -> Row {
     let address =
         session.client.address.map(|address| address.ip().to_string()).unwrap_or_default();
-    let local = match session.client.endpoint {
-        Endpoint::Read => shared.config.read_listen,
-        Endpoint::Write => shared.config.write_listen,
-    };
+    let local = shared.listens(session.client.endpoint);
     let replicates = session.pin == Some("replication");
     let waited = session.waited.as_micros();
     let requested = session.asked.map_or(session.client.since, |age| ago(Some(age)));

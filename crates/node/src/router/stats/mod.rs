@@ -39,10 +39,10 @@ const PATIENCE: Duration = Duration::from_millis(500);
 struct Report {
     /// The agents whose counters are in it.
     agents: Vec<u16>,
-    /// The read endpoint, then the write endpoint.
-    endpoints: [Counts; 2],
+    /// The read endpoint, the write endpoint, and the split endpoint if there is one.
+    endpoints: Vec<Counts>,
     /// For each endpoint, by node.
-    flows: [BTreeMap<u16, FlowCounts>; 2],
+    flows: Vec<BTreeMap<u16, FlowCounts>>,
     /// Failed attempts to reach a node's server, by node.
     connect_failures: BTreeMap<u16, u64>,
 }
@@ -53,7 +53,7 @@ struct Counts {
     clients: u64,
     /// The most at once, as it is looked at once a second.
     clients_max: u64,
-    /// How many there may be, on both endpoints together.
+    /// How many there may be, on all endpoints together.
     limit: u64,
     opened: u64,
     waiting: u64,
@@ -77,8 +77,8 @@ impl Report {
     async fn of(shared: &Shared) -> Self {
         let snapshots = shared.look().await;
         let mut report = Self { agents: vec![shared.own.get()], ..Self::default() };
-        for endpoint in [Endpoint::Read, Endpoint::Write] {
-            let place = endpoint as usize;
+        report.flows.resize_with(shared.endpoints().count(), BTreeMap::new);
+        for endpoint in shared.endpoints() {
             let sessions = || {
                 let all = snapshots.iter().flat_map(|snapshot| &snapshot.sessions);
                 all.filter(|session| session.client.endpoint == endpoint)
@@ -87,7 +87,7 @@ impl Report {
             let waiting = waiting.count() as u64;
             let clients = sessions().count() as u64;
             let (opened, denied, malformed) = shared.metrics.arrivals(endpoint);
-            report.endpoints[place] = Counts {
+            report.endpoints.push(Counts {
                 clients,
                 clients_max: shared.note_most(endpoint, clients),
                 limit: shared.config.clients_max as u64,
@@ -95,7 +95,7 @@ impl Report {
                 waiting,
                 denied,
                 malformed,
-            };
+            });
         }
         for flow in snapshots.iter().flat_map(|snapshot| &snapshot.flows) {
             let flows = &mut report.flows[flow.endpoint as usize];
@@ -131,10 +131,13 @@ impl Report {
 
     fn add(&mut self, other: Self) {
         self.agents.extend(other.agents);
-        for place in 0..2 {
-            self.endpoints[place].add(&other.endpoints[place]);
-            for (node, counts) in &other.flows[place] {
-                self.flows[place].entry(*node).or_default().add(counts);
+        // Of an endpoint that this agent has not, nothing is shown.
+        for (counts, more) in self.endpoints.iter_mut().zip(&other.endpoints) {
+            counts.add(more);
+        }
+        for (flows, more) in self.flows.iter_mut().zip(&other.flows) {
+            for (node, counts) in more {
+                flows.entry(*node).or_default().add(counts);
             }
         }
         for (node, failures) in other.connect_failures {
@@ -157,11 +160,12 @@ struct Seen {
 fn seen(shared: &Shared, endpoint: Endpoint) -> Vec<Seen> {
     let state = Arc::clone(&shared.state.borrow());
     let view = Arc::clone(&shared.view.borrow());
-    let behind = match (endpoint, choose::choose(endpoint, &state, &view, shared.own)) {
-        (Endpoint::Read, Choice::Try(targets)) => {
+    let readers = choose::choose(Endpoint::Read, &state, &view, shared.own);
+    let behind = match (endpoint, readers) {
+        (Endpoint::Read | Endpoint::Split, Choice::Try(targets)) => {
             choose::behind(&targets, &view, shared.config.read_lag_max_ms)
         }
-        (Endpoint::Read, Choice::Nobody(_)) | (Endpoint::Write, _) => Vec::new(),
+        (_, Choice::Nobody(_)) | (Endpoint::Write, _) => Vec::new(),
     };
     let of = |(&node, member): (&NodeId, &synapsedb_core::state::Member)| Seen {
         node,
@@ -176,7 +180,7 @@ fn seen(shared: &Shared, endpoint: Endpoint) -> Vec<Seen> {
 impl Shared {
     /// Looks how many clients there are.
     pub(super) fn note_most_clients(&self) {
-        let mut clients = [0; 2];
+        let mut clients = [0; Endpoint::COUNT];
         for slot in &self.snapshots {
             let snapshot = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             snapshot
@@ -184,7 +188,7 @@ impl Shared {
                 .iter()
                 .for_each(|session| clients[session.client.endpoint as usize] += 1);
         }
-        for endpoint in [Endpoint::Read, Endpoint::Write] {
+        for endpoint in self.endpoints() {
             self.note_most(endpoint, clients[endpoint as usize]);
         }
     }
@@ -256,10 +260,10 @@ async fn csv(State(handle): State<Handle>) -> Response {
     (kind, [(header::CACHE_CONTROL, "no-cache")], text).into_response()
 }
 
-/// FRONTEND, the nodes and BACKEND of both endpoints, in the order in which HAProxy shows them.
+/// FRONTEND, the nodes and BACKEND of each endpoint, in the order in which HAProxy shows them.
 fn lines(shared: &Shared, report: &Report) -> Vec<Line> {
     let mut lines = Vec::new();
-    for endpoint in [Endpoint::Read, Endpoint::Write] {
+    for endpoint in shared.endpoints() {
         let place = endpoint as usize;
         let counts = &report.endpoints[place];
         let mut sum = FlowCounts::default();

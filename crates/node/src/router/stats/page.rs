@@ -65,10 +65,7 @@ pub(super) fn page(shared: &Shared, report: &Report, lines: &[Line]) -> String {
                 html.push_str("</tbody></table>");
             }
             table = Some(line.endpoint);
-            let address = match line.endpoint {
-                super::Endpoint::Read => shared.config.read_listen,
-                super::Endpoint::Write => shared.config.write_listen,
-            };
+            let address = shared.listens(line.endpoint);
             let name = line.endpoint.name();
             let _ = write!(
                 html,

@@ -22,6 +22,7 @@ mod pools;
 mod routing;
 mod server;
 mod server_tls;
+mod split;
 mod tls_clients;
 
 use server::{PASSWORD, Server, USER};
@@ -45,6 +46,7 @@ fn config() -> Config {
     Config {
         read_listen: any,
         write_listen: any,
+        split_listen: Some(any),
         read_wait_ms: 200,
         write_wait_ms: 1_000,
         failed_login_delay_ms: 50,
@@ -108,6 +110,7 @@ impl Running {
         match endpoint {
             Endpoint::Read => self.handle.read_address().port(),
             Endpoint::Write => self.handle.write_address().port(),
+            Endpoint::Split => self.handle.split_address().unwrap().port(),
         }
     }
 

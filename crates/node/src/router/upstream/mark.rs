@@ -92,6 +92,7 @@ impl Up<'_, '_> {
         let session = &self.session;
         session.traits.has(WROTE)
             && session.pending.is_none()
+            && !session.turns.one_by_one
             && !session.keeps_server()
             && session.worker.marks.may_mark(&session.account.database)
     }

@@ -205,22 +205,24 @@ async fn begin(wire: &mut Wire) {
     assert_eq!(wire.query("begin").await, ["C BEGIN", "Z T"]);
 }
 
-/// Plays steps on both ways and compares. `name` is that of the databases.
+/// Plays steps directly and by the endpoints that write, and compares. `name` is that of the databases.
 ///
 /// # Panics
 /// When an answer is another one, with all that are.
 pub async fn same(name: &str, startup: &[(&str, &str)], steps: &[Step]) {
     let cluster = routed().await;
     noise(&cluster.node(1).agent_server()).await;
-    let direct = database(&cluster, &format!("{name}_direct"), Way::Direct).await;
-    let routed = database(&cluster, &format!("{name}_routed"), Way::Write).await;
-    compare(
-        name,
-        (&direct, startup, &direct.database),
-        (&routed, startup, &routed.database),
-        steps,
-    )
-    .await;
+    for (way, short) in [(Way::Write, "routed"), (Way::Split, "split")] {
+        let direct = database(&cluster, &format!("{name}_of_{short}"), Way::Direct).await;
+        let routed = database(&cluster, &format!("{name}_{short}"), way).await;
+        compare(
+            name,
+            (&direct, startup, &direct.database),
+            (&routed, startup, &routed.database),
+            steps,
+        )
+        .await;
+    }
 }
 
 /// [`same`] in the database that is replicated: each way with a schema of its own.

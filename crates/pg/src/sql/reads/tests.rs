@@ -60,6 +60,11 @@ fn reads_and_writes() {
         ("EXPLAIN ANALYZE SELECT 1", WORDS),
         ("WITH a AS (DELETE FROM t RETURNING 1) SELECT * FROM a", WORDS),
         ("INSERT INTO t VALUES (1)", WORDS),
+        ("COPY t TO STDOUT", Verdict::Read),
+        ("copy t (a, b) to stdout with (format csv); SELECT 1", Verdict::Read),
+        ("COPY t TO '/tmp/x'", WORDS),
+        ("COPY t TO 'stdout'; SELECT 1", WORDS),
+        ("COPY (SELECT 1) TO PROGRAM 'cat'", WORDS),
         ("COPY t FROM STDIN", WORDS),
         ("BEGIN", WORDS),
         ("FETCH c", WORDS),
@@ -211,6 +216,61 @@ fn views_that_write() {
 }
 
 #[test]
+fn what_touches_a_read_only_transaction() {
+    for (text, touches) in [
+        ("SELECT read, write FROM t", false),
+        ("SELECT 'read write'", false),
+        ("BEGIN READ ONLY", false),
+        ("SET TRANSACTION READ WRITE", true),
+        ("begin read /* x */ write", true),
+        ("SHOW transaction_read_only", true),
+        ("SHOW Default_Transaction_Read_Only", true),
+        ("SELECT current_setting('transaction_read_only')", true),
+        ("SET LOCAL \"transaction_read_only\" = off", true),
+        ("SET U&\"transaction_read\\005fonly\" = off", true),
+        ("SELECT E'x'", false),
+        ("", false),
+    ] {
+        assert_eq!(touches_read_only(text.as_bytes()), touches, "{text}");
+    }
+}
+
+/// What nests as deep as a text can is refused or understood, and ends no process.
+#[test]
+fn depth_is_no_danger() {
+    for (front, middle, end) in [
+        ("SELECT f(1)", "+1", ""),
+        ("SELECT f(1) ", "||'a'", ""),
+        ("SELECT f(1) WHERE a", " AND a", ""),
+        ("SELECT f(", "(", ""),
+        ("SELECT f(1) FROM t", " JOIN t ON true", ""),
+        ("SELECT f(1) FROM t", " CROSS JOIN t", ""),
+        ("SELECT f(1)", " UNION SELECT 1", ""),
+        ("SELECT f(1)", "::text", ""),
+        ("SELECT f(1)", "[1]", ""),
+        ("SELECT f(1) ", ", NOT 1", ""),
+    ] {
+        let count = (TEXT_BYTES_MAX - front.len() - end.len()) / middle.len();
+        let text = format!("{front}{}{end}", middle.repeat(count));
+        let _ = decide(&text, &names());
+    }
+    for (open, close) in [("f(", ")"), ("(SELECT ", ")"), ("NOT ", ""), ("- ", ""), ("ARRAY[", "]")]
+    {
+        for depth in [50, 500, 5_000, 50_000] {
+            let text = format!("SELECT f(1), {}1{}", open.repeat(depth), close.repeat(depth));
+            let _ = decide(&text, &names());
+        }
+    }
+    // Many values are no depth.
+    let values = format!("SELECT f(1) WHERE a IN (1{})", ",'a',2".repeat(50_000));
+    assert_eq!(decide(&values, &names()), Verdict::Read);
+    assert_eq!(
+        decide(&format!("SELECT f(1) FROM t{}", " CROSS JOIN t".repeat(5_000)), &names()),
+        Verdict::Write(Reason::Unparsed)
+    );
+}
+
+#[test]
 fn hints() {
     for (text, hint) in [
         ("/* synapsedb.route=read */ SELECT 1", Some("read")),
@@ -237,5 +297,6 @@ proptest! {
         let _ = decide(&text, &names());
         let _ = decide(&String::from_utf8_lossy(&bytes), &names());
         let _ = (route_hint(&bytes), route_hint(text.as_bytes()));
+        let _ = (touches_read_only(&bytes), touches_read_only(text.as_bytes()));
     }
 }

@@ -20,7 +20,7 @@ const NONE: Flags = Flags::NONE;
 /// The flags without [`Flags::CALLS`], [`Flags::COMMITS`] and [`Flags::UTILITY`].
 fn without_calls(text: &str) -> Flags {
     let mut flags = Traits::of(text.as_bytes()).flags;
-    flags.remove(Flags::CALLS | Flags::COMMITS | Flags::UTILITY);
+    flags.remove(Flags::CALLS | Flags::COMMITS | Flags::UTILITY | Flags::DEFINES);
     flags
 }
 
@@ -283,6 +283,30 @@ fn several() {
     // What is in a body counts, so that nothing can hide behind one.
     let body = b"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 AS case; END; SET x = 1";
     assert!(Traits::of(body).flags.has(SET));
+}
+
+#[test]
+fn definitions() {
+    for text in [
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'select 1'",
+        "create or replace view v as select 1",
+        "CREATE MATERIALIZED VIEW m AS SELECT 1",
+        "ALTER FUNCTION f() VOLATILE",
+        "DROP SCHEMA s CASCADE",
+        "CREATE EXTENSION hstore",
+        "DO $$ begin create function f() returns int as 'select 1'; end $$",
+    ] {
+        assert!(Traits::of(text.as_bytes()).flags.has(Flags::DEFINES), "{text}");
+    }
+    for text in [
+        "CREATE TABLE t (a int)",
+        "SELECT view, schema FROM t",
+        "INSERT INTO function VALUES ('create function')",
+        "DO $$ begin insert into t values (1); end $$",
+        "DROP TABLE t",
+    ] {
+        assert!(!Traits::of(text.as_bytes()).flags.has(Flags::DEFINES), "{text}");
+    }
 }
 
 #[test]
