@@ -1,6 +1,8 @@
 //! Drivers as their users use them, through all endpoints: prepared statements, COPY, cancel, pipelining, errors,
 //! settings, notifications and temporary tables. The scripts are in `drivers/`; each prints the names of its checks.
 
+mod sqlx_driver;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
