@@ -171,7 +171,6 @@ async fn what_stays_in_the_session_is_at_the_primary() {
     for (holds, releases) in [
         ("create temp table mine (a int)", "drop table mine"),
         ("select pg_advisory_lock(1)", "select pg_advisory_unlock(1)"),
-        ("listen x", "unlisten x"),
         ("prepare p as select 1", "deallocate p"),
         ("begin; declare c cursor with hold for select 1; commit", "close c"),
     ] {
@@ -182,7 +181,12 @@ async fn what_stays_in_the_session_is_at_the_primary() {
         assert!(route.starts_with("node 2: the session keeps its connection"), "{route}");
         client.batch_execute(releases).await.unwrap();
     }
+    // A listener of the router's own hears for it at the primary.
+    client.batch_execute("listen x").await.unwrap();
+    let route = value(&client, "show synapsedb.last_route").await;
+    assert!(route.starts_with("node 2: write: its words write"), "{route}");
     assert_eq!(value(&client, port).await, reader);
+    client.batch_execute("unlisten x").await.unwrap();
     // In a transaction on the reader there is no way to it, and none to write.
     for sql in [
         "select pg_advisory_lock(1)",
