@@ -190,7 +190,7 @@ async fn by_statement_no_transaction_stays_open() {
             b.query_one("select count(*) from t where i = 2", &[]).await.unwrap().get(0);
         assert_eq!(count, 0);
     }
-    // This driver goes on at the first error, before the transaction has been rolled back: what it sends waits for that.
+    // This driver goes on at the first error, before the transaction is rolled back: what it sends waits for that.
     let error = a.batch_execute("begin; select 1/0").await.unwrap_err();
     assert_eq!(code(&error), Some(&SqlState::DIVISION_BY_ZERO));
     a.execute(&insert, &[&1]).await.unwrap();
