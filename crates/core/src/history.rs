@@ -399,6 +399,13 @@ impl History {
 
     /// Forgets what is stable. The last stable commit of each origin stays, so that its time is known.
     pub fn forget(&mut self, stable: &VersionVector) {
+        while self.forget_some(stable, usize::MAX) {}
+    }
+
+    /// Forgets what is stable, but at most `max` deletes, claims and writes: a transaction may have had very many.
+    /// Whether there may be more.
+    pub fn forget_some(&mut self, stable: &VersionVector, max: usize) -> bool {
+        let mut left = max;
         for (origin, commits) in &mut self.commits {
             let through = stable.get(*origin);
             while commits.get(1).is_some_and(|next| next.lsn <= through) {
@@ -408,6 +415,10 @@ impl History {
         for (origin, entries) in &mut self.entries {
             let through = stable.get(*origin);
             while let Some((_, entry)) = entries.front().filter(|(lsn, _)| *lsn <= through) {
+                if left == 0 {
+                    return true;
+                }
+                left -= 1;
                 let is_stable = |version: &RowVersion| version.lsn <= stable.get(version.origin);
                 match *entry {
                     Entry::Tombstone(row) => {
@@ -437,6 +448,7 @@ impl History {
                 entries.pop_front();
             }
         }
+        false
     }
 
     /// How many commits, deletes, claims and arrivals are remembered.
@@ -598,7 +610,9 @@ mod tests {
         history.committed(node(2), commit(10, 80), &vector(&[(1, 5), (3, 7)]));
         let stable = history.stable(node(1), &vector(&[(2, 10), (3, 7)]), members.into_iter());
         assert_eq!(history.in_order(&stable).get(node(1)), Lsn(5));
-        history.forget(&stable);
+        assert!(history.forget_some(&stable, 0), "nothing may be forgotten at once");
+        assert!(history.tombstone(ROW).is_some());
+        assert!(!history.forget_some(&stable, 1), "that was all");
         assert!(history.tombstone(ROW).is_none());
     }
 

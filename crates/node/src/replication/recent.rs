@@ -215,16 +215,23 @@ pub(crate) fn old_values<'a, 'b>(old: &'b OldTuple<'a>) -> &'b [Value<'a>] {
     }
 }
 
+/// How many deletes and other writes are forgotten before others may look again: about a millisecond.
+const FORGOTTEN_AT_ONCE: usize = 4096;
+
 /// Forgets what every member has seen; answers up to where that is.
-pub(crate) fn forget(shared: &Shared) -> VersionVector {
+pub(crate) async fn forget(shared: &Shared) -> VersionVector {
     let members = other_members(shared);
     // A crash of the server takes back what is not durable, and with it what this node will have seen.
     let applied = shared.applied.durable();
-    let mut history = shared.recent.lock();
-    let stable = history.stable(shared.identity.node, &applied, members.keys().copied());
-    let stable = history.in_order(&stable);
-    history.forget(&stable);
-    shared.metrics.remembered(history.len());
+    let stable = {
+        let mut history = shared.recent.lock();
+        let stable = history.stable(shared.identity.node, &applied, members.keys().copied());
+        history.in_order(&stable)
+    };
+    while shared.recent.lock().forget_some(&stable, FORGOTTEN_AT_ONCE) {
+        tokio::task::yield_now().await;
+    }
+    shared.metrics.remembered(shared.recent.lock().len());
     stable
 }
 

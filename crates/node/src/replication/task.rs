@@ -365,7 +365,7 @@ async fn progress(shared: &Shared) -> Result<()> {
         let ready = shared.status.is_prepared() && !shared.status.has_lost_slot();
         let received = shared.spools.tails();
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
-        let stable = trim(shared)?;
+        let stable = trim(shared).await?;
         forget_lives(shared, &client, &stable).await?;
         rewrites::settle(shared, &client, &stable).await?;
     }
@@ -408,9 +408,9 @@ async fn look_at_local(shared: &Shared, client: &client::Client) -> Result<()> {
 }
 
 /// Deletes what every member has applied, and what is beyond the limit. Answers what every member has seen.
-fn trim(shared: &Shared) -> Result<VersionVector> {
+async fn trim(shared: &Shared) -> Result<VersionVector> {
     let view = shared.gossip.view();
-    let stable = recent::forget(shared);
+    let stable = recent::forget(shared).await;
     let members = other_members(shared);
     for (origin, (_, spool)) in shared.spools.all() {
         let mut least =
