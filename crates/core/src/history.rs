@@ -397,14 +397,9 @@ impl History {
         }
     }
 
-    /// Forgets what is stable. The last stable commit of each origin stays, so that its time is known.
-    pub fn forget(&mut self, stable: &VersionVector) {
-        while self.forget_some(stable, usize::MAX) {}
-    }
-
-    /// Forgets what is stable, but at most `max` deletes, claims and writes: a transaction may have had very many.
-    /// Whether there may be more.
-    pub fn forget_some(&mut self, stable: &VersionVector, max: usize) -> bool {
+    /// Forgets what is stable, but at most `max` deletes, claims and writes: a transaction may have had very many. The
+    /// last stable commit of each origin stays, so that its time is known. Whether there is more.
+    pub fn forget(&mut self, stable: &VersionVector, max: usize) -> bool {
         let mut left = max;
         for (origin, commits) in &mut self.commits {
             let through = stable.get(*origin);
@@ -610,9 +605,9 @@ mod tests {
         history.committed(node(2), commit(10, 80), &vector(&[(1, 5), (3, 7)]));
         let stable = history.stable(node(1), &vector(&[(2, 10), (3, 7)]), members.into_iter());
         assert_eq!(history.in_order(&stable).get(node(1)), Lsn(5));
-        assert!(history.forget_some(&stable, 0), "nothing may be forgotten at once");
+        assert!(history.forget(&stable, 0), "nothing may be forgotten at once");
         assert!(history.tombstone(ROW).is_some());
-        assert!(!history.forget_some(&stable, 1), "that was all");
+        assert!(!history.forget(&stable, 1), "that was all");
         assert!(history.tombstone(ROW).is_none());
     }
 
@@ -629,12 +624,12 @@ mod tests {
         history.committed(node(3), commit(3, 60), &vector(&[(1, 5), (2, 9)]));
         let stable = history.stable(node(1), &vector(&[(3, 3)]), members.into_iter());
         assert_eq!(stable.get(node(1)), Lsn(0));
-        history.forget(&stable);
+        history.forget(&stable, usize::MAX);
         assert!(history.is_deleted_unseen(ROW, &late));
         // Now it is applied: whatever node 2 sends from here on has seen the delete.
         let stable = history.stable(node(1), &vector(&[(2, 9), (3, 3)]), members.into_iter());
         assert_eq!(stable.get(node(1)), Lsn(5));
-        history.forget(&stable);
+        history.forget(&stable, usize::MAX);
         assert!(!history.is_deleted_unseen(ROW, &late) && history.tombstone(ROW).is_none());
     }
 

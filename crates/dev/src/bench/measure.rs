@@ -74,6 +74,15 @@ impl Large {
     /// All of them.
     pub(super) const ALL: [Self; 3] = [Self::Insert, Self::Update, Self::Delete];
 
+    /// How its figure is told from the others'.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Insert => "",
+            Self::Update => ", updates",
+            Self::Delete => ", deletes",
+        }
+    }
+
     fn sql(self, rows: u64) -> String {
         match self {
             Self::Insert => large(rows),

@@ -181,12 +181,8 @@ async fn one_receiver(system: &System, options: &Options, figures: &mut Figures)
     if options.has(Part::Large) {
         for large in measure::Large::ALL {
             let drained = measure::drain_large(system, large, options.rows).await?;
-            let what = match large {
-                measure::Large::Insert => "",
-                measure::Large::Update => ", updates",
-                measure::Large::Delete => ", deletes",
-            };
-            let what = format!("drain of one transaction of {} rows{what}", options.rows);
+            let what =
+                format!("drain of one transaction of {} rows{}", options.rows, large.label());
             figures.add(&what, options.rows as f64 / drained.as_secs_f64(), "rows/s");
         }
     }

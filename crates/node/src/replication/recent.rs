@@ -228,7 +228,7 @@ pub(crate) async fn forget(shared: &Shared) -> VersionVector {
         let stable = history.stable(shared.identity.node, &applied, members.keys().copied());
         history.in_order(&stable)
     };
-    while shared.recent.lock().forget_some(&stable, FORGOTTEN_AT_ONCE) {
+    while shared.recent.lock().forget(&stable, FORGOTTEN_AT_ONCE) {
         tokio::task::yield_now().await;
     }
     shared.metrics.remembered(shared.recent.lock().len());

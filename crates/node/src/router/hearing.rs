@@ -19,7 +19,7 @@ use super::loss::Aborted;
 use super::metrics::EndedBy;
 use super::server::{AskError, Server};
 use super::session::{Ended, Lent, Session};
-use super::startup::split_text;
+use super::startup::second_text;
 use super::upstream::{HEADER_BYTES, header};
 
 /// Why a session keeps its connection for the transaction at hand.
@@ -71,17 +71,11 @@ impl Session {
         let Some(body) = body else { return false };
         match tag {
             b'Q' => needs_channels(Traits::of(body.strip_suffix(b"\0").unwrap_or(body)).flags),
-            b'P' => {
-                let text = split_text(body).and_then(|(_, rest)| split_text(rest));
-                text.is_some_and(|(text, _)| needs_channels(Traits::of(text).flags))
-            }
-            b'B' => {
-                let name = split_text(body).and_then(|(_, rest)| split_text(rest));
-                name.is_some_and(|(name, _)| match self.prepared.get(name) {
-                    Some(statement) => needs_channels(statement.traits),
-                    None => name.is_empty() && needs_channels(self.unnamed_traits),
-                })
-            }
+            b'P' => second_text(body).is_some_and(|text| needs_channels(Traits::of(text).flags)),
+            b'B' => second_text(body).is_some_and(|name| match self.prepared.get(name) {
+                Some(statement) => needs_channels(statement.traits),
+                None => name.is_empty() && needs_channels(self.unnamed_traits),
+            }),
             _ => false,
         }
     }

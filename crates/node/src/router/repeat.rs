@@ -6,7 +6,7 @@ use synapsedb_pg::sql::traits::Flags;
 use super::Endpoint;
 use super::server::Server;
 use super::session::Session;
-use super::split::Turns;
+use super::turn::Turns;
 
 /// The longest request of the read endpoint that is kept for this, in bytes.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -146,6 +146,13 @@ impl Session {
         }
     }
 
+    /// What was sent is sent again, and its Parse messages with it.
+    pub(super) fn parse_again(&mut self) {
+        for (name, _) in self.parsing.drain(..) {
+            self.prepared.remove(&name);
+        }
+    }
+
     /// Puts a request whose server was lost back, to be run elsewhere. Whether that was possible.
     pub(super) fn repeat(&mut self) -> bool {
         let harms = Flags::WRITES.with(Flags::MAY_SET).with(Flags::MAY_HOLD).with(Flags::BEGIN);
@@ -165,10 +172,7 @@ impl Session {
         };
         self.inbox = [self.repeat.bytes(), &behind].concat();
         self.turns = Turns::default();
-        // Its Parse messages come again.
-        for (name, _) in self.parsing.drain(..) {
-            self.prepared.remove(&name);
-        }
+        self.parse_again();
         (self.passing, self.discarding, self.batch_open) = (0, 0, false);
         self.reading.leaves = true;
         true

@@ -26,12 +26,12 @@ use super::repeat::{Repeat, calls_nothing_unknown};
 use super::server::Server;
 use super::settings::Settings;
 use super::socket::Socket;
-use super::split::{Split, Turns};
+use super::split::Split;
 use super::startup::Failure;
 use super::statements::Statement;
 use super::token::Reading;
 use super::traffic::Flow;
-use super::turn::Turn;
+use super::turn::{Turn, Turns};
 use super::worker::Worker;
 use super::{Endpoint, upstream};
 

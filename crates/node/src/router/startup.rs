@@ -135,6 +135,12 @@ pub(super) fn split_text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&bytes[..end], &bytes[end + 1..]))
 }
 
+/// The second text of a body: the statement that a Bind names, or the text of a Parse.
+pub(super) fn second_text(body: &[u8]) -> Option<&[u8]> {
+    let (_, rest) = split_text(body)?;
+    split_text(rest).map(|(text, _)| text)
+}
+
 /// The cancel request for the session that was told this BackendKeyData body (process id and key).
 pub(super) fn cancel_request(key_data: &[u8]) -> Bytes {
     let mut request = Vec::with_capacity(8 + key_data.len());

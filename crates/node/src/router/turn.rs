@@ -13,7 +13,7 @@ use super::metrics::EndedBy;
 use super::server::Server;
 use super::session::{Lent, Session};
 use super::startup::Failure;
-use super::{downstream, upstream};
+use super::{PoolMode, downstream, upstream};
 
 /// A request's buffer up to this size is kept for the next one, in bytes.
 const INBOX_KEPT_BYTES: usize = 1024;
@@ -33,6 +33,19 @@ pub(super) enum Turn {
     /// A transaction begins that must wait until the node shows what it must see.
     Gate,
     Violation(Failure),
+}
+
+/// What a session does with its requests on the connection that it has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Turns {
+    /// One request at a time: it is on a reader.
+    pub(super) one_by_one: bool,
+    /// One is under way, and what follows waits for its answer.
+    pub(super) waits: bool,
+    /// Nobody but the router has taken it for a read.
+    pub(super) is_guess: bool,
+    /// It has turned out to write, and what is left of its answer is nobody's.
+    pub(super) is_misjudged: bool,
 }
 
 impl Session {
@@ -97,6 +110,30 @@ impl Session {
         !self.keeps_server()
             && !self.traits.has(Flags::MAY_SET.with(Flags::MAY_HOLD))
             && !self.ending
+    }
+
+    /// Whether one request is sent at a time: on a reader, and where none may leave a transaction open.
+    pub(super) fn is_one_by_one(&self) -> bool {
+        self.turns.one_by_one || self.account.pooling.mode == PoolMode::Statement
+    }
+
+    /// A request has been sent.
+    pub(super) fn sent_one(&mut self) {
+        self.turns.waits = self.is_one_by_one();
+    }
+
+    /// Whether what the client sends waits until its request is answered. A COPY of its data ends with what it sends.
+    pub(super) fn holds_back(&mut self, server: &Server) -> bool {
+        self.turns.waits &= !server.expected.is_copying();
+        self.turns.waits
+    }
+
+    /// A ReadyForQuery came. The client's next request may go on if it belongs to the same transaction.
+    pub(super) fn answered(&mut self, status: u8) {
+        if self.turns.waits {
+            self.turns.waits = false;
+            self.fresh = status != b'I' && !self.inbox.is_empty();
+        }
     }
 
     /// From the client to the server. Whether anything was done.

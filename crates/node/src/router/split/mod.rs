@@ -17,12 +17,13 @@ use synapsedb_core::ids::NodeId;
 use synapsedb_pg::sql::reads::touches_read_only;
 use synapsedb_pg::sql::traits::Flags;
 
+use super::Endpoint;
 use super::entry::Route;
 use super::server::Server;
 use super::session::{Lent, Session};
-use super::startup::{self, Failure, split_text};
+use super::startup::{self, Failure, second_text, split_text};
 use super::statements;
-use super::{Endpoint, PoolMode};
+use super::turn::Turns;
 pub(super) use names::Names;
 use names::{Asker, Database, Fresh, Known};
 use request::messages;
@@ -72,19 +73,6 @@ impl Split {
             Endpoint::Read | Endpoint::Write => None,
         }
     }
-}
-
-/// What a session does with its requests on the connection that it has.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Turns {
-    /// One request at a time: it is on a reader.
-    pub(super) one_by_one: bool,
-    /// One is under way, and what follows waits for its answer.
-    pub(super) waits: bool,
-    /// Nobody but the router has taken it for a read.
-    pub(super) is_guess: bool,
-    /// It has turned out to write, and what is left of its answer is nobody's.
-    pub(super) is_misjudged: bool,
 }
 
 impl Session {
@@ -231,8 +219,7 @@ impl Session {
                     judged.push(database.judge(known, statements::text(rest)));
                 }
                 b'B' => {
-                    let name = split_text(body).and_then(|(_, rest)| split_text(rest));
-                    let name = name.map_or(&b""[..], |(name, _)| name);
+                    let name = second_text(body).unwrap_or_default();
                     if !parsed.contains(&name) {
                         judged.extend(self.judged_statement(database, known, name));
                     }
@@ -334,30 +321,6 @@ impl Session {
         length.and_then(|length| data.get(..length)).unwrap_or(data)
     }
 
-    /// Whether one request is sent at a time: on a reader, and where none may leave a transaction open.
-    pub(super) fn is_one_by_one(&self) -> bool {
-        self.turns.one_by_one || self.account.pooling.mode == PoolMode::Statement
-    }
-
-    /// A request has been sent.
-    pub(super) fn sent_one(&mut self) {
-        self.turns.waits = self.is_one_by_one();
-    }
-
-    /// Whether what the client sends waits until its request is answered. A COPY of its data ends with what it sends.
-    pub(super) fn holds_back(&mut self, server: &Server) -> bool {
-        self.turns.waits &= !server.expected.is_copying();
-        self.turns.waits
-    }
-
-    /// A ReadyForQuery came. The client's next request may go on if it belongs to the same transaction.
-    pub(super) fn answered(&mut self, status: u8) {
-        if self.turns.waits {
-            self.turns.waits = false;
-            self.fresh = status != b'I' && !self.inbox.is_empty();
-        }
-    }
-
     /// An error came. Whether it is the client's no more: what it answers is run again on the primary.
     pub(super) fn takes_back(&mut self, server: &Server, body: &[u8]) -> bool {
         if !self.turns.is_guess || startup::error_field(body, b'C') != Some(READ_ONLY) {
@@ -387,8 +350,7 @@ impl Session {
                     parsed.push((name, statements::text(rest)));
                 }
                 b'B' => {
-                    let name = split_text(body).and_then(|(_, rest)| split_text(rest));
-                    let name = name.map_or(&b""[..], |(name, _)| name);
+                    let name = second_text(body).unwrap_or_default();
                     let here = parsed.iter().rfind(|(parsed, _)| *parsed == name);
                     let before = || Some(statements::text(&self.prepared.get(name)?.body));
                     let text = here.map(|(_, text)| *text);
@@ -410,11 +372,9 @@ impl Session {
         self.used.iter().for_each(|statement| *statement.judged.borrow_mut() = None);
     }
 
-    /// The answer that nobody gets has ended: its Parse messages come again.
+    /// The answer that nobody gets has ended.
     pub(super) fn forget_parsed(&mut self) {
-        for (name, _) in self.parsing.drain(..) {
-            self.prepared.remove(&name);
-        }
+        self.parse_again();
         self.unprepared.clear();
     }
 
