@@ -10,35 +10,46 @@ use crate::client::Server;
 /// Clock ticks per second of `/proc/PID/stat`: the same on every Linux of the machines PostgreSQL runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Seconds of processor time, by part of the way.
+/// Seconds of processor time, by part of the way; several receivers are added up.
 pub(super) struct Usage(BTreeMap<&'static str, f64>);
 
 impl Usage {
     /// What has been spent so far.
     pub(super) async fn of(system: &System) -> Result<Self> {
         let mut usage = Self(BTreeMap::new());
-        let (origin, receiver) = (system.origin(), system.receiver());
+        usage.server("1 walsender of the origin", system.origin(), WALSENDER).await?;
+        let receivers = system.receivers();
         match system {
             System::Native(cluster) => {
                 let agent = |number| cluster.node(number).agent_pid().context("the agent is gone");
-                usage.0.insert("2 agent of the origin", spent_s(agent(1)?)?);
-                usage.0.insert("3 agent of the receiver", spent_s(agent(2)?)?);
-                usage.server("4 apply session", receiver, APPLY_SESSION).await?;
-                usage.server("5 walsender of the receiver", receiver, WALSENDER).await?;
+                usage.add("2 agent of the origin", agent(1)?)?;
+                for number in 2..=1 + u16::try_from(receivers.len())? {
+                    usage.add("3 agent of the receiver", agent(number)?)?;
+                }
+                for receiver in receivers {
+                    usage.server("4 apply session", receiver, APPLY_SESSION).await?;
+                    usage.server("5 walsender of the receiver", receiver, WALSENDER).await?;
+                }
             }
             System::Pglogical { .. } => {
-                usage.server("4 apply session", receiver, APPLY_WORKER).await?;
+                for receiver in receivers {
+                    usage.server("4 apply session", receiver, APPLY_WORKER).await?;
+                }
             }
         }
-        usage.server("1 walsender of the origin", origin, WALSENDER).await?;
         Ok(usage)
     }
 
     /// Adds the processes of a server that a query finds.
     async fn server(&mut self, part: &'static str, server: &Server, pids: &str) -> Result<()> {
         for pid in server.try_rows(pids).await? {
-            *self.0.entry(part).or_default() += spent_s(pid.parse()?)?;
+            self.add(part, pid.parse()?)?;
         }
+        Ok(())
+    }
+
+    fn add(&mut self, part: &'static str, pid: u32) -> Result<()> {
+        *self.0.entry(part).or_default() += spent_s(pid)?;
         Ok(())
     }
 

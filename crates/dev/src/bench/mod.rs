@@ -160,6 +160,7 @@ async fn round_of(make: impl AsyncFn(u16) -> Result<System>, options: &Options) 
         let what = format!("a TPC-B-like writer of {} sessions, two receivers", options.clients);
         figures.add(&what, written.per_second, "tx/s");
         figures.add("the receivers are behind at its end by", written.behind_s, "s");
+        figures.add_cpu("cost of a TPC-B-like transaction", &written.parts, written.transactions);
     }
     Ok(figures)
 }

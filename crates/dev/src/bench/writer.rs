@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::time::Instant;
 
 use super::Options;
+use super::cpu::Usage;
 use super::measure;
 use super::system::System;
 use crate::postgres::programs;
@@ -18,6 +19,10 @@ const CATCH_UP: Duration = Duration::from_secs(120);
 pub(super) struct Written {
     /// Its transactions per second.
     pub(super) per_second: f64,
+    /// What the processes on the way of its rows have spent, from its begin until the receivers had everything.
+    pub(super) parts: Vec<(&'static str, f64)>,
+    /// Its transactions.
+    pub(super) transactions: u64,
     /// How long after its end the receivers had everything.
     pub(super) behind_s: f64,
 }
@@ -35,22 +40,26 @@ pub(super) async fn measure(system: &System, options: &Options) -> Result<Writte
         .args(["-p", &origin.port.to_string(), "-T", &options.seconds.to_string()])
         .args(["-c", &options.clients.to_string(), "-j", "2", &origin.database])
         .env("PGPASSWORD", &origin.password);
+    let before = Usage::of(system).await?;
     let output = tokio::task::spawn_blocking(move || pgbench.output()).await??;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("pgbench: {text}{}", String::from_utf8_lossy(&output.stderr));
     }
-    let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next());
-    let per_second = tps.context("pgbench says no tps")?.parse()?;
+    let said = |what| text.lines().find_map(|line| line.strip_prefix(what)?.split(' ').next());
+    let per_second = said("tps = ").context("pgbench says no tps")?.parse()?;
+    let transactions = said("number of transactions actually processed: ");
+    let transactions = transactions.context("pgbench says no number of transactions")?.parse()?;
     let end = Instant::now();
     for receiver in system.receivers() {
         tokio::time::timeout(CATCH_UP, measure::settle(receiver, &session)).await??;
     }
     let behind_s = end.elapsed().as_secs_f64();
+    let parts = Usage::of(system).await?.since(&before);
     for table in ["pgbench_branches", "pgbench_tellers", "pgbench_accounts", "pgbench_history"] {
         let sum =
             if table == "pgbench_history" { "delta" } else { &format!("{}balance", &table[8..9]) };
         measure::same(system, &format!("select count(*), sum({sum}) from {table}")).await?;
     }
-    Ok(Written { per_second, behind_s })
+    Ok(Written { per_second, parts, transactions, behind_s })
 }
