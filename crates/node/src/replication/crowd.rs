@@ -16,16 +16,10 @@ const SPAN: Duration = Duration::from_millis(20);
 /// From this many transactions in [`SPAN`] on, they are left to gather: 500 per second.
 const SOME: u64 = 10;
 
-/// From this many on they may gather for longer: 2000 per second.
-const MANY: u64 = 40;
-
 /// So many transactions gather, about as many as fit into a quarter of the socket to the server.
 const GATHERED: u64 = 32;
 
-/// They gather no longer than this, which nobody notices at such a rate: some, and many.
-const GATHER_MAX: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(2)];
-
-/// And no shorter: the waiting itself costs something.
+/// They gather no shorter than this: the waiting itself costs something.
 const GATHER_MIN: Duration = Duration::from_micros(200);
 
 /// Watches the rate of a stream. Every message wakes its reader, which costs more than the message itself; in a crowd
@@ -33,6 +27,8 @@ const GATHER_MIN: Duration = Duration::from_micros(200);
 pub(super) struct Crowd {
     since: Instant,
     count: u64,
+    /// No longer than this; zero for never.
+    gather_max: Duration,
     /// How long transactions gather, if there are many.
     gather: Option<Duration>,
     /// The runtime's own timers are not finer than a millisecond or two.
@@ -46,10 +42,10 @@ impl Crowd {
         deprecated,
         reason = "its successor is unsafe; an owned descriptor stays open as long as the timer lives"
     )]
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(gather_max: Duration) -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
-        Ok(Self { since: Instant::now(), count: 0, gather: None, timer })
+        Ok(Self { since: Instant::now(), count: 0, gather_max, gather: None, timer })
     }
 
     /// `count` more transactions were read. Answers how long the next ones are to gather if there are many.
@@ -57,7 +53,7 @@ impl Crowd {
         self.count += count;
         let elapsed = self.since.elapsed();
         if elapsed >= SPAN {
-            self.gather = gather(self.count, elapsed);
+            self.gather = gather(self.count, elapsed, self.gather_max);
             (self.since, self.count) = (Instant::now(), 0);
         }
         self.gather
@@ -86,19 +82,16 @@ impl Crowd {
 }
 
 /// How long transactions gather of which so many came in `elapsed`.
-fn gather(count: u64, elapsed: Duration) -> Option<Duration> {
+fn gather(count: u64, elapsed: Duration, max: Duration) -> Option<Duration> {
     let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-    let reaches = |count_per_span: u64| {
-        count > 0 && count >= elapsed_us.saturating_mul(count_per_span) / SPAN.as_micros() as u64
-    };
-    let [some, many] = GATHER_MAX;
-    let max = match (reaches(SOME), reaches(MANY)) {
-        (false, _) => return None,
-        (true, false) => some,
-        (true, true) => many,
-    };
+    if max.is_zero()
+        || count == 0
+        || count < elapsed_us.saturating_mul(SOME) / SPAN.as_micros() as u64
+    {
+        return None;
+    }
     let us = elapsed_us.saturating_mul(GATHERED) / count;
-    Some(Duration::from_micros(us).clamp(GATHER_MIN, max))
+    Some(Duration::from_micros(us).clamp(GATHER_MIN, max.max(GATHER_MIN)))
 }
 
 #[cfg(test)]
@@ -107,11 +100,13 @@ mod tests {
 
     #[test]
     fn few_transactions_are_read_at_once_and_many_gather() {
-        let of = |count, ms| gather(count, Duration::from_millis(ms));
+        let max = Duration::from_millis(5);
+        let of = |count, ms| gather(count, Duration::from_millis(ms), max);
         assert_eq!((of(0, 20), of(9, 20), of(19, 40), of(1, 1000)), (None, None, None, None));
-        assert_eq!(of(10, 20), Some(GATHER_MAX[0]), "500 per second");
-        assert_eq!(of(40, 20), Some(GATHER_MAX[1]), "2000 per second");
+        assert_eq!(of(10, 20), Some(max), "500 per second");
+        assert_eq!(of(200, 20), Some(Duration::from_micros(3200)), "10,000 per second");
         assert_eq!(of(320, 10), Some(Duration::from_millis(1)), "32,000 per second");
         assert_eq!(of(100_000, 10), Some(GATHER_MIN));
+        assert_eq!(gather(100, Duration::from_millis(20), Duration::ZERO), None, "never");
     }
 }

@@ -71,6 +71,9 @@ pub struct Config {
     pub durability: durability::Config,
     /// How often written spool is made durable and the slot is confirmed, unless somebody waits for it.
     pub sync_interval_ms: u64,
+    /// How long the transactions of a busy stream (500 per second and more) may gather before they are read together,
+    /// which is that much of lag for a good part of their cost; 0 reads every one at once.
+    pub gather_max_ms: u64,
     /// Transactions in flight to the local server before the applier waits for the first of them.
     pub apply_window: usize,
     /// Bytes of statements in flight before the applier waits.
@@ -122,6 +125,7 @@ impl Default for Config {
             spool: spool::Config::default(),
             durability: durability::Config::default(),
             sync_interval_ms: 200,
+            gather_max_ms: 5,
             apply_window: 256,
             apply_window_bytes: 1 << 20,
             apply_batch_rows: 1000,

@@ -169,7 +169,8 @@ impl<'a> Publisher<'a> {
             pings: (Instant::now(), 0),
             vector: tail.vector,
             last_checkpoint: Instant::now(),
-            crowd: Crowd::new().context("make a timer")?,
+            crowd: Crowd::new(Duration::from_millis(shared.config.gather_max_ms))
+                .context("make a timer")?,
             marks: Vec::new(),
             rechecks: Vec::new(),
             catalog: 0,

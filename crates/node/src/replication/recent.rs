@@ -215,8 +215,11 @@ pub(crate) fn old_values<'a, 'b>(old: &'b OldTuple<'a>) -> &'b [Value<'a>] {
     }
 }
 
-/// How many deletes and other writes are forgotten before others may look again: about a millisecond.
-const FORGOTTEN_AT_ONCE: usize = 4096;
+/// How many deletes and other writes are forgotten before others may look again: some tenths of a millisecond.
+const FORGOTTEN_AT_ONCE: usize = 1024;
+
+/// Who only yields has the lock again before an applier that waits for it was woken.
+const FORGETTING_PAUSE: Duration = Duration::from_millis(1);
 
 /// Forgets what every member has seen; answers up to where that is.
 pub(crate) async fn forget(shared: &Shared) -> VersionVector {
@@ -229,7 +232,7 @@ pub(crate) async fn forget(shared: &Shared) -> VersionVector {
         history.in_order(&stable)
     };
     while shared.recent.lock().forget(&stable, FORGOTTEN_AT_ONCE) {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(FORGETTING_PAUSE).await;
     }
     shared.metrics.remembered(shared.recent.lock().len());
     stable
