@@ -20,6 +20,7 @@ use crate::reaper::Reaper;
 mod cut;
 mod link;
 mod own_clock;
+mod slow_disk;
 
 /// How long an agent may take to stop when asked.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -57,6 +58,7 @@ pub struct Node {
     group: Result<Group, String>,
     cut: Mutex<Option<Cut>>,
     clock: Mutex<Option<Clock>>,
+    disk: Mutex<Option<slow_disk::SlowDisk>>,
 }
 
 impl Node {
@@ -81,6 +83,7 @@ impl Node {
             group: group(ports.get(), number, reaper),
             cut: Mutex::new(None),
             clock: Mutex::new(None),
+            disk: Mutex::new(None),
         }
     }
 
@@ -172,9 +175,7 @@ impl Node {
             Err(_) => Command::new(self.binary.path()),
         };
         let log = self.log_file()?;
-        if let Some(clock) = self.clock.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            command.envs(clock.environment());
-        }
+        command.envs(self.own_environment());
         let child = command
             .arg("agent")
             .arg("--config")

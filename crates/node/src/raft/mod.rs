@@ -82,7 +82,41 @@ impl Default for Config {
     }
 }
 
+/// The time of an election by that of a write: candidate and voters write the vote, then the leader and a majority
+/// its first entry, and nobody shall stand again meanwhile.
+const ELECTION_IN_WRITES: u64 = 6;
+
+/// The limit of a replication call by the time of a write, which the follower does before it answers.
+const CALL_IN_WRITES: u64 = 2;
+
 impl Config {
+    /// The pace for a disk on which a write takes so long. A disk that is fast enough for the settings changes nothing;
+    /// on a slower one no vote would be in before the next election, so that nobody is ever elected.
+    fn paced(self, write: Duration) -> Self {
+        let write_ms = u64::try_from(write.as_millis()).unwrap_or(u64::MAX);
+        let election_ms = write_ms.saturating_mul(ELECTION_IN_WRITES);
+        if election_ms <= self.election_min_ms {
+            return self;
+        }
+        let election_max_ms = self.election_max_ms.max(election_ms.saturating_mul(2));
+        tracing::warn!(
+            "a durable write of the Raft log takes {write_ms} ms: a node without a leader stands for election after \
+             {election_ms} to {election_max_ms} ms instead of {} to {} ms. If other nodes have faster disks, set \
+             raft.election_min_ms and raft.election_max_ms to these values there too, or they do not wait for this \
+             node's vote; a faster disk for {} lets a failover be as quick as the section [raft] says",
+            self.election_min_ms,
+            self.election_max_ms,
+            self.dir.display()
+        );
+        Self {
+            heartbeat_ms: self.heartbeat_ms.max(write_ms.saturating_mul(CALL_IN_WRITES)),
+            election_min_ms: election_ms,
+            election_max_ms,
+            disk_stall_ms: self.disk_stall_ms.max(election_ms),
+            ..self
+        }
+    }
+
     fn openraft(&self, cluster_id: Uuid) -> Result<openraft::Config> {
         ensure!(self.heartbeat_ms > 0, "raft.heartbeat_ms must be at least 1");
         let config = openraft::Config {
@@ -141,7 +175,7 @@ pub async fn new(
     peers: peers::Handle,
     registry: &mut Registry,
 ) -> Result<(Handle, Task)> {
-    let openraft_config = Arc::new(config.openraft(identity.cluster_id)?);
+    config.openraft(identity.cluster_id)?;
     let members: BTreeSet<u64> =
         addresses.iter().map(|member| u64::from(member.node.get())).collect();
     let me = u64::from(identity.node.get());
@@ -158,6 +192,9 @@ pub async fn new(
         Err(panic) => bail!(store::damaged(&file, &format!("it could not be read ({panic})"))),
     };
     let pristine = loaded.pristine;
+    let told_ms = config.heartbeat_ms;
+    let config = config.paced(loaded.write);
+    let openraft_config = Arc::new(config.openraft(identity.cluster_id)?);
     acknowledged::check(&peers, identity.uuid, loaded.last_index).await?;
     store.register(registry);
     let (machine, applied, state) = machine::Machine::new(store.clone(), loaded.applied);
@@ -183,7 +220,7 @@ pub async fn new(
         tracing::info!(?members, "founding the cluster");
         shared.raft.initialize(members).await.context("cannot found the cluster")?;
     }
-    let task = Task::new(shared.clone(), registry);
+    let task = Task::new(shared.clone(), Duration::from_millis(told_ms), registry);
     Ok((Handle { shared }, task))
 }
 

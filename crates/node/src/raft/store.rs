@@ -73,7 +73,12 @@ pub(super) struct Loaded {
     /// The index of the last entry, also if only a snapshot holds it.
     pub(super) last_index: Option<u64>,
     pub(super) applied: Applied,
+    /// How long a small durable write takes on this disk.
+    pub(super) write: Duration,
 }
+
+/// So many writes tell how long one takes: their median, since one alone may have met something else.
+const TIMED_WRITES: usize = 3;
 
 impl Store {
     /// Opens and verifies the file in `dir`, or makes it when this node has never had one. Blocks.
@@ -110,7 +115,21 @@ impl Store {
         remember(&started)?;
         let loaded =
             store.verify().map_err(|error| anyhow!(damaged(&file, &format!("{error:#}"))))?;
-        Ok((store, loaded))
+        let write = store.time_writes(&owner)?;
+        Ok((store, Loaded { write, ..loaded }))
+    }
+
+    /// How long a durable write takes: that of the owner, who stays the same.
+    fn time_writes(&self, owner: &Owner) -> Result<Duration> {
+        let mut times = [Duration::ZERO; TIMED_WRITES];
+        for time in &mut times {
+            let begin = Instant::now();
+            self.commit(|transaction| put(transaction, name::OWNER, owner))
+                .with_context(|| format!("cannot write {}", self.inner.file.display()))?;
+            *time = begin.elapsed();
+        }
+        times.sort_unstable();
+        Ok(times[TIMED_WRITES / 2])
     }
 
     /// Writes the owner into a new file; refuses one of somebody else.
@@ -163,7 +182,12 @@ impl Store {
             applied.last_applied
         );
         let last_index = previous.map(|previous| previous.index);
-        Ok(Loaded { pristine: vote.is_none() && previous.is_none(), last_index, applied })
+        Ok(Loaded {
+            pristine: vote.is_none() && previous.is_none(),
+            last_index,
+            applied,
+            write: Duration::ZERO,
+        })
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {

@@ -22,6 +22,8 @@ use crate::tasks::Shutdown;
 /// Watches over this node's part in Raft.
 pub struct Task {
     shared: Arc<Shared>,
+    /// How often a leader is to be heard of, which does not change with the time of a write.
+    heartbeat: Duration,
     term: Gauge<u64, AtomicU64>,
     leads: Gauge<u64, AtomicU64>,
     last_index: Gauge<u64, AtomicU64>,
@@ -31,10 +33,11 @@ pub struct Task {
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Shared>, registry: &mut Registry) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, heartbeat: Duration, registry: &mut Registry) -> Self {
         let stop = StopOnDrop(Some(shared.raft.clone()));
         let task = Self {
             shared,
+            heartbeat,
             term: Gauge::default(),
             leads: Gauge::default(),
             last_index: Gauge::default(),
@@ -63,7 +66,7 @@ impl Task {
     /// # Errors
     /// Raft has stopped by itself: its file cannot be read or written.
     pub async fn run(mut self, stop: Shutdown) -> Result<()> {
-        let period = Duration::from_millis((self.shared.config.heartbeat_ms / 2).max(1));
+        let period = (self.heartbeat / 2).max(Duration::from_millis(1));
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut leading_since = None;
@@ -79,6 +82,7 @@ impl Task {
                 return Err(anyhow!("Raft has stopped: {fatal}"));
             }
             self.guard(&mut leading_since);
+            self.be_heard().await;
             self.measure();
         }
         // It panics only if Raft's own task has: then there is nothing left to stop.
@@ -112,6 +116,17 @@ impl Task {
         } else if unconfirmed < patience / 2 {
             // A majority is back, or the disk is, before anybody else was elected: lead on.
             self.set_silenced(None);
+        }
+    }
+
+    /// openraft's own heartbeats are as far apart as a call may take, which is long on a slow disk. The others, whose
+    /// disks may be faster, wait no longer than their own settings say.
+    async fn be_heard(&self) {
+        let own = Duration::from_millis(self.shared.config.heartbeat_ms);
+        let leads = self.shared.raft.metrics().borrow().state == ServerState::Leader;
+        if own > self.heartbeat && leads && !self.shared.silenced.load(Ordering::Relaxed) {
+            // An error says that Raft has stopped, which the next turn of the loop finds.
+            let _ = self.shared.raft.trigger().heartbeat().await;
         }
     }
 

@@ -462,3 +462,18 @@ fn a_flipped_byte_is_found_or_harmless() {
         println!("{text}");
     }
 }
+
+#[test]
+fn the_pace_follows_a_slow_disk_and_keeps_to_the_settings_on_a_fast_one() {
+    let told = Config::default();
+    for write_ms in [0, 1, 20, 50] {
+        assert_eq!(told.clone().paced(Duration::from_millis(write_ms)), told);
+    }
+    let id = Uuid::from_u128(1);
+    for write_ms in [51, 100, 300, 2_000, u64::MAX / 100] {
+        let paced = told.clone().paced(Duration::from_millis(write_ms));
+        assert!(paced.openraft(id).is_ok(), "{paced:?}");
+        assert!(paced.election_min_ms >= write_ms * 6 && paced.heartbeat_ms >= write_ms * 2);
+        assert_eq!(paced.clone().paced(Duration::from_millis(write_ms)), paced);
+    }
+}

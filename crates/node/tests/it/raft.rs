@@ -100,3 +100,41 @@ async fn the_state_survives_kills_at_any_moment() {
     assert!(members[0].is_some());
     assert!(members.iter().all(|other| *other == members[0]), "{members:?}");
 }
+
+/// A vote is two flushes; with 150 ms each nobody was elected within the 300 to 600 ms of the settings.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_on_slow_disks_elect_too() {
+    let cluster = cluster(3).await;
+    agreed_leader(&cluster, &[1, 2, 3], None).await;
+    for number in 1..=3 {
+        cluster.node(number).kill_agent();
+        cluster.node(number).slow_disk(Duration::from_millis(150));
+    }
+    for number in 1..=3 {
+        cluster.node(number).start();
+    }
+    cluster.wait_ready().await;
+    let first = agreed_leader(&cluster, &[1, 2, 3], None).await;
+    // It holds: no election follows another.
+    let term = |body: &Value| find(body, "term").and_then(Value::as_u64);
+    let before = term(&cluster.node(first).http(HttpPort::Raft, "/raft/status").await);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(agreed_leader(&cluster, &[1, 2, 3], None).await, first);
+    assert_eq!(term(&cluster.node(first).http(HttpPort::Raft, "/raft/status").await), before);
+    cluster.node(first).kill_agent();
+    let others: Vec<_> = (1..=3).filter(|number| *number != first).collect();
+    agreed_leader(&cluster, &others, Some(first)).await;
+}
+
+/// One slow disk among fast ones: whoever leads is heard often enough by all.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_slow_disk_does_not_unsettle_the_others() {
+    let cluster = cluster(3).await;
+    cluster.node(2).kill_agent();
+    cluster.node(2).slow_disk(Duration::from_millis(150));
+    cluster.node(2).start();
+    cluster.wait_ready().await;
+    let first = agreed_leader(&cluster, &[1, 2, 3], None).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(agreed_leader(&cluster, &[1, 2, 3], None).await, first);
+}
