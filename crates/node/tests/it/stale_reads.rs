@@ -181,6 +181,9 @@ async fn pause(cluster: &Cluster, paused: &Node) -> Session {
     lock
 }
 
+/// So often the level that promises nothing is tried until something stale was read.
+const EVENTUAL_TRIES: u32 = 3;
+
 /// Tries a level while one node's applier is paused again and again and another node's server is lost.
 async fn tried(cluster: &Cluster, level: &'static str, paused: &Node, lost: &Node) -> Tally {
     cluster.node(1).sql("update register set v = 0").await;
@@ -260,7 +263,13 @@ async fn reads_show_what_their_level_promises() {
     let global = tried(&cluster, "global", paused, lost).await;
     assert_eq!((global.not_own, global.back, global.missed), (0, 0, 0), "{global:?}");
 
-    let eventual = tried(&cluster, "eventual", paused, lost).await;
+    // On a machine full of other tests the clients may seldom meet the paused node.
+    let mut eventual = tried(&cluster, "eventual", paused, lost).await;
+    for _ in 1..EVENTUAL_TRIES {
+        if eventual.not_own == 0 || eventual.back == 0 {
+            eventual.add(tried(&cluster, "eventual", paused, lost).await);
+        }
+    }
     assert!(eventual.not_own > 0 && eventual.back > 0, "the harness finds nothing: {eventual:?}");
 
     a_node_that_is_far_behind_is_not_read_from(&cluster, paused).await;
