@@ -48,8 +48,8 @@ pub struct NodeFacts {
     pub reachable: bool,
     /// What gossip believes of its agent.
     pub agent: Agent,
-    /// Whether its PostgreSQL server takes sessions.
-    pub postgres_ready: bool,
+    /// Whether its PostgreSQL server takes sessions, and its clock was not set back.
+    pub takes_writes: bool,
     /// The instant, on the clock of [`Facts::now_ms`], since which the three facts above are as they are.
     pub since_ms: u64,
     /// What it has applied, durably.
@@ -94,7 +94,7 @@ pub fn decide(facts: &Facts<'_>, config: &Config) -> Decision {
 }
 
 fn can_serve(node: &NodeFacts) -> bool {
-    node.reachable && node.agent == Agent::Alive && node.postgres_ready
+    node.reachable && node.agent == Agent::Alive && node.takes_writes
 }
 
 fn must_replace(facts: &Facts<'_>, config: &Config) -> bool {
@@ -105,7 +105,7 @@ fn must_replace(facts: &Facts<'_>, config: &Config) -> bool {
     let Some(node) = facts.nodes.get(&primary) else { return true };
     let since = |then_ms: u64| facts.now_ms.saturating_sub(then_ms);
     let cooling = facts.changed_ms.is_some_and(|changed| since(changed) < config.cooldown_ms);
-    match (node.agent, node.reachable, node.postgres_ready) {
+    match (node.agent, node.reachable, node.takes_writes) {
         (Agent::Down, _, _) => true,
         // A mere suspicion, while a majority hears the node and its server answers, is refuted or becomes `Down` soon.
         (Agent::Alive | Agent::Suspect, true, true) => false,
@@ -178,7 +178,7 @@ mod tests {
         NodeFacts {
             reachable: true,
             agent: Agent::Alive,
-            postgres_ready: true,
+            takes_writes: true,
             since_ms: 0,
             applied: vector(applied),
         }
@@ -203,7 +203,7 @@ mod tests {
         let mut nodes = all_well();
         let state = cluster(None);
         assert_eq!(at(0, &state, &nodes, None), Decision::Appoint(node(1)));
-        nodes.get_mut(&node(1)).unwrap().postgres_ready = false;
+        nodes.get_mut(&node(1)).unwrap().takes_writes = false;
         assert_eq!(at(0, &state, &nodes, None), Decision::Appoint(node(2)));
         assert_eq!(at(0, &state, &BTreeMap::new(), None), Decision::NobodyEligible);
     }
@@ -223,7 +223,7 @@ mod tests {
     fn an_unready_primary_gets_its_time_and_a_dead_one_does_not() {
         let mut nodes = all_well();
         let state = cluster(Some(1));
-        nodes.get_mut(&node(1)).unwrap().postgres_ready = false;
+        nodes.get_mut(&node(1)).unwrap().takes_writes = false;
         assert_eq!(at(999, &state, &nodes, None), Decision::Keep);
         assert_eq!(at(1_000, &state, &nodes, None), Decision::Appoint(node(2)));
         assert_eq!(at(4_999, &state, &nodes, Some(0)), Decision::Keep);

@@ -320,14 +320,14 @@ fn every_sequence_of_commands_keeps_the_rules_of_the_state() {
 fn all_facts() -> Vec<failover::NodeFacts> {
     let mut facts = Vec::new();
     for agent in [failover::Agent::Alive, failover::Agent::Suspect, failover::Agent::Down] {
-        for (reachable, postgres_ready) in
+        for (reachable, takes_writes) in
             [(false, false), (false, true), (true, false), (true, true)]
         {
             for since_ms in [0, 900] {
                 for applied in [Lsn(1), Lsn(2)] {
                     let applied = VersionVector::from_iter([(node(1), applied)]);
                     let facts_of_one =
-                        failover::NodeFacts { reachable, agent, postgres_ready, since_ms, applied };
+                        failover::NodeFacts { reachable, agent, takes_writes, since_ms, applied };
                     facts.push(facts_of_one);
                 }
             }
@@ -384,7 +384,7 @@ fn decision_holds(
     };
     let serves = |node: &NodeId| {
         let facts = &nodes[node];
-        let ready = facts.reachable && facts.postgres_ready;
+        let ready = facts.reachable && facts.takes_writes;
         ready && facts.agent == failover::Agent::Alive && state.active(*node).is_some()
     };
     match decide(state, None) {

@@ -21,7 +21,7 @@ pub(super) struct Observer {
 struct Seen {
     reachable: bool,
     agent: Agent,
-    postgres_ready: bool,
+    takes_writes: bool,
 }
 
 impl Observer {
@@ -46,17 +46,20 @@ impl Observer {
             let seen = Seen {
                 reachable: is_reachable(node, state, view, own, reachable_age_ms),
                 agent: agent(node, member, own),
-                postgres_ready: member.facts.as_ref().is_some_and(|facts| facts.postgres_ready),
+                takes_writes: member
+                    .facts
+                    .as_ref()
+                    .is_some_and(|facts| facts.postgres_ready && !facts.clock_set_back),
             };
             let since = self.since.entry(node).or_insert((seen, now_ms));
             if since.0 != seen {
                 *since = (seen, now_ms);
             }
-            let Seen { reachable, agent, postgres_ready } = seen;
+            let Seen { reachable, agent, takes_writes } = seen;
             let applied =
                 member.facts.as_ref().map(|facts| facts.applied.clone()).unwrap_or_default();
             let since_ms = since.1;
-            facts.insert(node, NodeFacts { reachable, agent, postgres_ready, since_ms, applied });
+            facts.insert(node, NodeFacts { reachable, agent, takes_writes, since_ms, applied });
         }
         facts
     }

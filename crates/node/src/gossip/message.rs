@@ -85,11 +85,17 @@ impl Message {
     }
 }
 
+/// A heartbeat's flags. An agent that knows only the first takes a node with another one for not ready.
+const READY: u8 = 1;
+/// See [`READY`].
+const CLOCK_SET_BACK: u8 = 2;
+
 impl Heartbeat {
     fn encode(&self, out: &mut Vec<u8>) {
         put_life(out, &self.life);
         out.put_u64(self.counter);
-        out.put_u8(u8::from(self.facts.postgres_ready));
+        let clock = if self.facts.clock_set_back { CLOCK_SET_BACK } else { 0 };
+        out.put_u8(u8::from(self.facts.postgres_ready) | clock);
         out.put_u64(self.facts.wal_lsn.0);
         out.put_u64(self.facts.published_lsn.0);
         out.put_u64(self.facts.unread_bytes);
@@ -108,8 +114,10 @@ impl Heartbeat {
     fn decode(sender: NodeId, from: &mut Bytes) -> Option<Self> {
         let life = get_life(sender, from)?;
         let counter = from.try_get_u64().ok()?;
+        let flags = from.try_get_u8().ok()?;
         let facts = Facts {
-            postgres_ready: from.try_get_u8().ok()? == 1,
+            postgres_ready: flags & READY != 0,
+            clock_set_back: flags & CLOCK_SET_BACK != 0,
             wal_lsn: Lsn(from.try_get_u64().ok()?),
             published_lsn: Lsn(from.try_get_u64().ok()?),
             unread_bytes: from.try_get_u64().ok()?,
@@ -175,6 +183,7 @@ mod tests {
             counter: 8,
             facts: Facts {
                 postgres_ready: true,
+                clock_set_back: true,
                 applied: applied.into_iter().collect(),
                 received: [(node, Lsn(9))].into_iter().collect(),
                 wal_lsn: Lsn(6),

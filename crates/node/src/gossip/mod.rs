@@ -114,6 +114,8 @@ impl Config {
 pub struct Facts {
     /// Whether its PostgreSQL server takes sessions.
     pub postgres_ready: bool,
+    /// Whether its clock was set back behind what it has committed: it should not be written to.
+    pub clock_set_back: bool,
     /// What it has applied, durably, of every origin.
     pub applied: VersionVector,
     /// What it has received of every origin, applied or not: what it can hand on.

@@ -49,7 +49,8 @@ impl Roster {
 
     /// Answers whether the change is worth a heartbeat of its own.
     pub(super) fn publish(&mut self, facts: Facts) -> bool {
-        let urgent = facts.postgres_ready != self.facts.postgres_ready;
+        let urgent = (facts.postgres_ready, facts.clock_set_back)
+            != (self.facts.postgres_ready, self.facts.clock_set_back);
         self.facts = facts;
         urgent
     }

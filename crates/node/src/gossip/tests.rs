@@ -68,6 +68,7 @@ async fn the_dead_are_suspected_then_down_and_come_back() {
     }
     let facts = Facts {
         postgres_ready: true,
+        clock_set_back: true,
         applied: [(node(1), Lsn(7))].into_iter().collect(),
         received: [(node(1), Lsn(8))].into_iter().collect(),
         wal_lsn: Lsn(9),

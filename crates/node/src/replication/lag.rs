@@ -43,7 +43,17 @@ pub(crate) fn facts(
     let published_lsn = own.map(|(_, spool)| *spool.tail_watch().borrow()).unwrap_or_default();
     let lag_ms = status::lag_ms(shared);
     let received = VersionVector::default();
-    Facts { postgres_ready, applied, received, wal_lsn, published_lsn, unread_bytes, lag_ms }
+    let clock_set_back = shared.clock.look();
+    Facts {
+        postgres_ready,
+        clock_set_back,
+        applied,
+        received,
+        wal_lsn,
+        published_lsn,
+        unread_bytes,
+        lag_ms,
+    }
 }
 
 /// How many bytes of the origin's WAL may hold transactions that are not applied here; nothing while the origin or its

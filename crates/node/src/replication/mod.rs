@@ -9,7 +9,8 @@
 pub mod api;
 pub mod apply;
 mod bootstrap;
-pub mod conflicts;
+pub mod clock;
+mod conflicts;
 mod crowd;
 pub mod ddl;
 pub mod durability;
@@ -165,6 +166,7 @@ pub(crate) struct Shared {
     pub(crate) postgres: postgres::Handle,
     pub(crate) applied: Applied,
     pub(crate) own_commits: visible::OwnCommits,
+    pub(crate) clock: clock::OwnClock,
     pub(crate) spools: spools::Spools,
     pub(crate) recent: recent::Recent,
     pub(crate) outcomes: outcome::Outcomes,
@@ -263,6 +265,7 @@ pub fn new(
         postgres,
         applied: Applied::default(),
         own_commits: visible::OwnCommits::default(),
+        clock: clock::OwnClock::new(registry),
         spools,
         recent,
         outcomes,

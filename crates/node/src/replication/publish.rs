@@ -75,6 +75,8 @@ pub(crate) async fn run(shared: &Shared, writer: &mut Writer, stop: &Shutdown) -
     let slot = origin_name(shared.identity.node, shared.identity.incarnation);
     let local = shared.postgres.local();
     let tail = writer.tail();
+    let last = shared.recent.lock().commit(shared.identity.node, tail.commit_lsn);
+    last.iter().for_each(|commit| shared.clock.committed(commit.time));
     // What an agent before this one wrote may be in the system's memory only.
     writer.sync().await?;
     settings::suspend_without_slot(shared, &slot).await?;
@@ -404,6 +406,7 @@ impl<'a> Publisher<'a> {
         match std::mem::replace(&mut self.open, Open::Idle) {
             Open::Local { header, spooled: true } => {
                 self.shared.own_commits.committed(header.commit_lsn, header.xid);
+                self.shared.clock.committed(header.commit_time);
                 let here = self.shared.identity.node;
                 recent::note_commit(&mut self.shared.recent.lock(), here, &header);
                 self.writer.commit(end_lsn)?;

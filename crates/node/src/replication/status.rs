@@ -356,6 +356,12 @@ pub(crate) fn not_ready(shared: &Shared) -> Option<String> {
         let why = inner.publish_error.as_deref().unwrap_or("starting");
         return Some(format!("the own WAL is not being read: {why}"));
     }
+    if let Some(behind) = shared.clock.behind() {
+        return Some(format!(
+            "the clock was set back: it is {} ms behind what was committed here, and catches up",
+            behind.as_millis()
+        ));
+    }
     if let Some(reason) = shared.durability.not_in_force() {
         return Some(reason);
     }

@@ -172,6 +172,7 @@ async fn nodes_end_alike_whatever_their_clocks_show() {
     check(&cluster, &AT_ONCE.iter().collect::<Vec<_>>(), Times::AtOnce).await;
     a_clock_ahead_never_beats_a_later_write(&cluster).await;
     a_clock_beyond_the_guard_holds_its_node_back(&cluster).await;
+    a_clock_that_is_set_back_gives_up_the_primary(&cluster).await;
     cluster.equal_rows_within(EQUAL_TIMEOUT).await.unwrap();
 }
 
@@ -199,6 +200,39 @@ async fn a_clock_ahead_never_beats_a_later_write(cluster: &Cluster) {
     }
     let conflicts = "select count(*) from synapsedb.conflict where abs((key ->> 'id')::int) < 1000";
     cluster.all_show(conflicts, &["0"]).await;
+}
+
+/// Setting a clock back is said, and moves the primary away until it has caught up; nobody keeps other rows.
+async fn a_clock_that_is_set_back_gives_up_the_primary(cluster: &Cluster) {
+    let port = "select current_setting('port')";
+    let written_at = async || cluster.write_endpoint().value(port).await;
+    let before = written_at().await;
+    let at = |node: &&Node| node.server().port.to_string() == before;
+    let primary = cluster.nodes().iter().find(at).unwrap();
+    primary.set_clock(8_000);
+    primary.sql("insert into met values (211, 'ahead')").await;
+    primary.set_clock(0);
+    eventually("another node is the primary", NOTICED, async || {
+        if written_at().await == before { Err(before.clone()) } else { Ok(()) }
+    })
+    .await;
+    let (_, ready) = primary.try_http(HttpPort::Raft, "/ready").await.unwrap();
+    assert!(ready.contains("the clock was set back"), "{ready}");
+    let behind = "synapsedb_replication_clock_behind_milliseconds";
+    assert!(primary.metric(behind, "").await > 0.0);
+    assert!(primary.log().contains("the clock of this node was set back"));
+    cluster.write_endpoint().sql("insert into met values (212, 'elsewhere')").await;
+    cluster
+        .all_show("select id from met where id in (211, 212) order by id", &["211", "212"])
+        .await;
+    cluster.wait_ready().await;
+    eventually("the clock is no longer told to be behind", NOTICED, async || {
+        let ms = primary.metric(behind, "").await;
+        if ms == 0.0 { Ok(()) } else { Err(format!("{ms} ms")) }
+    })
+    .await;
+    primary.sql("update met set v = 'later' where id = 211").await;
+    cluster.all_show("select v from met where id = 211", &["later"]).await;
 }
 
 /// What node 2 writes with a clock that is too far ahead waits, and is told; the rest flows; nothing is lost.

@@ -1,6 +1,6 @@
 //! When a transaction may be applied here: after its causes, and not before its time; and the times as SQL.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use synapsedb_core::delivery::{self, Delivery, TransactionPoint};
@@ -9,6 +9,7 @@ use synapsedb_core::ids::NodeId;
 use synapsedb_core::time::Timestamp;
 
 use super::lane::{Lane, Step};
+use crate::replication::clock::now;
 use crate::replication::spool::Header;
 
 /// How often a lane that waits for a wrong clock looks again.
@@ -89,11 +90,6 @@ impl Lane<'_> {
 async fn sleep(duration: Duration) -> Result<()> {
     tokio::time::sleep(duration).await;
     Ok(())
-}
-
-fn now() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix_us(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// Up to which commit time a transaction has certainly seen the writers of rows here.
