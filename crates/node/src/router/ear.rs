@@ -119,15 +119,19 @@ impl Ear {
 
     /// The session must end, for it does not hear any more, or not what it should.
     pub(super) fn end(&self, by: EndedBy, failure: Failure) {
-        self.deaf.borrow_mut().get_or_insert((by, failure));
-        if let Some(entry) = self.entry.upgrade() {
-            entry.tell(End::Deaf);
-        }
+        self.tell_end(End::Deaf, by, failure);
     }
 
     /// The shared connection is gone.
     pub(super) fn has_lost(&self, node: NodeId, why: &str) {
-        self.end(EndedBy::Deaf, lost(node, why));
+        self.tell_end(End::Missed, EndedBy::Deaf, lost(node, why));
+    }
+
+    fn tell_end(&self, end: End, by: EndedBy, failure: Failure) {
+        self.deaf.borrow_mut().get_or_insert((by, failure));
+        if let Some(entry) = self.entry.upgrade() {
+            entry.tell(end);
+        }
     }
 
     /// How the session ends.

@@ -1,6 +1,7 @@
 //! How a session, or its hold on a server connection, comes to an end that is not the plain end of a transaction.
 
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use synapsedb_pg::sql::traits::Flags;
@@ -82,20 +83,28 @@ impl Session {
         }
     }
 
-    /// Lets what is under way end within the time there is, and cuts it then.
+    /// Lets what is under way end within the time there is, if that is bounded, and cuts it then.
     pub(super) async fn end_soon(
         &mut self,
         end: End,
         mut lent: Lent,
     ) -> Result<Option<Lent>, Ended> {
         let config = &self.worker.shared.config;
-        let grace = Duration::from_millis(match end {
-            End::PrimaryChanged(_) | End::Deaf => config.primary_change_grace_ms,
-            End::Draining => config.drain_ms,
-            End::Killed => 0,
-        });
+        let grace = match end {
+            End::PrimaryChanged(_) | End::Deaf => Some(config.primary_change_grace_ms),
+            End::Draining => Some(config.drain_ms),
+            End::Killed => Some(0),
+            End::Missed => None,
+        };
         self.ending = true;
-        let turn = timeout(grace, std::future::poll_fn(|cx| self.poll_turn(cx, &mut lent))).await;
+        let ends = std::future::poll_fn(|cx| match self.entry.told(cx) {
+            Some(sooner) if end == End::Missed && sooner != end => Poll::Ready(Turn::Told(sooner)),
+            _ => self.poll_turn(cx, &mut lent),
+        });
+        let turn = match grace {
+            Some(grace) => timeout(Duration::from_millis(grace), ends).await,
+            None => Ok(ends.await),
+        };
         self.ending = false;
         match (turn, end) {
             (Ok(Turn::Quiet), End::PrimaryChanged(_)) if !self.keeps_server() => {
@@ -136,7 +145,7 @@ impl Session {
             }
             End::Draining => Ended::telling(EndedBy::Draining, &draining()),
             End::Killed => Ended::telling(EndedBy::Killed, &killed()),
-            End::Deaf => self.deafened(),
+            End::Deaf | End::Missed => self.deafened(),
         }
     }
 

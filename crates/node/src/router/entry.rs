@@ -25,6 +25,9 @@ pub(super) enum End {
     Killed,
     /// It does not hear any more what it listens to.
     Deaf,
+    /// It may have missed something that it listens to: it ends as soon as nothing is under way, for in a transaction
+    /// nobody is told of anything. Whatever else it is told stands before that.
+    Missed,
 }
 
 /// What a client is doing.
@@ -91,6 +94,7 @@ pub(super) struct Entry {
     /// Its part in shared listeners, if it has ever listened.
     pub(super) ear: OnceCell<Rc<Ear>>,
     end: Cell<Option<End>>,
+    missed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -108,6 +112,7 @@ impl Entry {
             prepared: Cell::new(0),
             ear: OnceCell::new(),
             end: Cell::new(None),
+            missed: Cell::new(false),
             waker: RefCell::default(),
         }
     }
@@ -116,7 +121,8 @@ impl Entry {
     pub(super) fn tell(&self, end: End) {
         match self.end.get() {
             Some(End::Draining | End::Killed | End::Deaf) => {}
-            Some(End::PrimaryChanged(_)) | None => self.end.set(Some(end)),
+            _ if end == End::Missed => self.missed.set(true),
+            Some(End::PrimaryChanged(_) | End::Missed) | None => self.end.set(Some(end)),
         }
         self.wake();
     }
@@ -151,7 +157,7 @@ impl Entry {
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
-        self.end.get()
+        self.end.get().or(self.missed.get().then_some(End::Missed))
     }
 
     /// The session has let go of the old primary.

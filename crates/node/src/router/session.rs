@@ -323,7 +323,7 @@ impl Session {
             Some(End::Killed) => {
                 return Poll::Ready(Some(Ended::telling(EndedBy::Killed, &killed())));
             }
-            Some(End::Deaf) => return Poll::Ready(Some(self.deafened())),
+            Some(End::Deaf | End::Missed) => return Poll::Ready(Some(self.deafened())),
             Some(End::PrimaryChanged(_)) => self.entry.settled(),
             None => {}
         }

@@ -84,7 +84,7 @@ pub(super) async fn wait_for_resume(account: &Account, entry: &Entry) -> Result<
     let told = std::future::poll_fn(|cx| match entry.told(cx) {
         Some(End::Draining) => std::task::Poll::Ready(draining()),
         Some(End::Killed) => std::task::Poll::Ready(killed()),
-        Some(End::PrimaryChanged(_) | End::Deaf) | None => std::task::Poll::Pending,
+        Some(End::PrimaryChanged(_) | End::Deaf | End::Missed) | None => std::task::Poll::Pending,
     });
     tokio::select! {
         failure = told => Err(failure),
@@ -246,7 +246,9 @@ impl Console {
         let told = std::future::poll_fn(|cx| match entry.told(cx) {
             Some(End::Draining) => std::task::Poll::Ready((EndedBy::Draining, Some(draining()))),
             Some(End::Killed) => std::task::Poll::Ready((EndedBy::Killed, Some(killed()))),
-            Some(End::PrimaryChanged(_) | End::Deaf) | None => std::task::Poll::Pending,
+            Some(End::PrimaryChanged(_) | End::Deaf | End::Missed) | None => {
+                std::task::Poll::Pending
+            }
         });
         tokio::select! {
             end = told => Err(end),

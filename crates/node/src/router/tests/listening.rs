@@ -83,6 +83,24 @@ async fn hubs(client: &Client) -> Vec<i32> {
     client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
+/// Waits until a server works on what sleeps; a request is under way for the router, too, by then.
+async fn sleeps(client: &Client) {
+    let sql = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'";
+    within("it sleeps", Duration::from_secs(20), async {
+        while client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+/// Ends the server session that listens for all.
+async fn kill_hub(client: &Client) {
+    let pids = hubs(client).await;
+    assert_eq!(pids.len(), 1);
+    client.batch_execute(&format!("select pg_terminate_backend({})", pids[0])).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_listen_on_few_connections_and_each_hears_all_once_and_in_order() {
     let server = Server::start();
@@ -250,7 +268,9 @@ async fn notifications_come_between_transactions_and_ones_own_are_known() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_have_missed_something_is_told() {
     let server = Server::start();
-    let running = start(small(), &[server.address()], Some(1));
+    let config = Config { pool_size: 3, ..small() };
+    let grace = Duration::from_millis(config.primary_change_grace_ms);
+    let running = start(config, &[server.address()], Some(1));
     let notifier = running.connect(Endpoint::Write).await;
     let deaf = listener(&running, Endpoint::Write).await;
     let also = listener(&running, Endpoint::Read).await;
@@ -260,14 +280,23 @@ async fn who_may_have_missed_something_is_told() {
     busy.run("listen a").await;
     let bystander = listener(&running, Endpoint::Write).await;
     bystander.run("listen a; unlisten a").await;
-    let sleeping = busy.client.batch_execute("select pg_sleep(0.1)");
-    let pids = hubs(&notifier).await;
-    assert_eq!(pids.len(), 1);
-    let kill = format!("select pg_terminate_backend({})", pids[0]);
-    let (slept, killed) = tokio::join!(sleeping, notifier.batch_execute(&kill));
-    killed.unwrap();
-    // What is under way comes to its end.
+    // In a transaction block its channels are on its own connection.
+    let mut inside = listener(&running, Endpoint::Write).await;
+    inside.run("listen a").await;
+    inside.run("begin; select 1").await;
+    let sleeping = busy.client.batch_execute("select pg_sleep(2)");
+    let killed = async {
+        sleeps(&notifier).await;
+        kill_hub(&notifier).await;
+        Instant::now()
+    };
+    let (slept, killed) = tokio::join!(sleeping, killed);
+    // What is under way comes to its end, however long it takes.
     slept.unwrap();
+    assert!(killed.elapsed() > grace, "it has slept no longer than anything may");
+    notifier.batch_execute("notify a, 'meanwhile'").await.unwrap();
+    inside.run("commit").await;
+    assert_eq!(inside.next().await, "a meanwhile");
     for listener in [deaf, also, busy] {
         let error = listener.end().await;
         assert_eq!(code(&error), Some(&SqlState::ADMIN_SHUTDOWN), "{error:?}");
@@ -276,6 +305,7 @@ async fn who_may_have_missed_something_is_told() {
         assert!(said.hint().unwrap().contains("LISTEN again"), "{said:?}");
     }
     bystander.run("select 1").await;
+    inside.hears_nothing_but(&notifier, "a").await;
     // A new one takes its place.
     let mut next = listener(&running, Endpoint::Write).await;
     next.run("listen a").await;
@@ -283,6 +313,34 @@ async fn who_may_have_missed_something_is_told() {
     let counted = r#"reason="deaf"} 3"#;
     running.eventually("they are counted", |_| running.metrics().contains(counted)).await;
     running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_beside_a_lost_listener_ends_with_its_primary_and_by_an_operator() {
+    let servers = [Server::start(), Server::start()];
+    let addresses = servers.each_ref().map(Server::address);
+    for by_operator in [true, false] {
+        let running = start(small(), &addresses, Some(1));
+        let notifier = running.connect(Endpoint::Write).await;
+        let busy = listener(&running, Endpoint::Write).await;
+        busy.run("listen a").await;
+        let sleeping = busy.client.batch_execute("select pg_sleep(60)");
+        let ended = async {
+            sleeps(&notifier).await;
+            kill_hub(&notifier).await;
+            if by_operator {
+                running.handle.shared.order(&super::super::console::holds::Order::Kill(None)).await;
+            } else {
+                running.appoint(Some(2));
+            }
+        };
+        let begun = Instant::now();
+        let (slept, ()) = tokio::join!(sleeping, ended);
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        let error = slept.unwrap_err();
+        assert_eq!(code(&error), Some(&SqlState::ADMIN_SHUTDOWN), "{error:?}");
+        running.end().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -352,6 +410,7 @@ async fn channels_and_what_waits_are_bounded() {
     slow.run("listen a").await;
     let sleeping = slow.client.batch_execute("select pg_sleep(30)");
     let much = async {
+        sleeps(&notifier).await;
         for _ in 0..10 {
             let sql = "select pg_notify('a', repeat('x', 7000))";
             notifier.batch_execute(sql).await.unwrap();
