@@ -126,7 +126,8 @@ pub(super) struct FlowTotals {
 }
 
 /// What was counted of a flow.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct FlowCounts {
     /// Clients that have a server connection now.
     pub(super) current: u64,

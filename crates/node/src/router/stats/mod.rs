@@ -26,8 +26,10 @@ use crate::peers;
 
 mod line;
 mod page;
+mod told;
 
 use line::Line;
+use told::Told;
 
 /// The service under which an agent tells its peers what it has counted.
 const SERVICE: &str = "router.stats";
@@ -35,7 +37,7 @@ const SERVICE: &str = "router.stats";
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What one agent has counted, or several together.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
 struct Report {
     /// The agents whose counters are in it.
     agents: Vec<u16>,
@@ -48,7 +50,8 @@ struct Report {
 }
 
 /// What was counted of an endpoint.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 struct Counts {
     clients: u64,
     /// The most at once, as it is looked at once a second.
@@ -116,7 +119,8 @@ impl Report {
             let answer = peers.call_within(node, SERVICE, Bytes::new(), PATIENCE).await;
             let answer = answer.map_err(|error| error.to_string());
             answer.and_then(|body| {
-                serde_json::from_slice::<Self>(&body).map_err(|error| error.to_string())
+                let told = serde_json::from_slice::<Told>(&body);
+                told.map(Self::from).map_err(|error| error.to_string())
             })
         });
         for answer in futures_util::future::join_all(calls).await {
@@ -207,8 +211,8 @@ pub(super) fn serve(shared: &Arc<Shared>, peers: &peers::Handle) {
         let shared = Weak::clone(&shared);
         Box::pin(async move {
             let shared = shared.upgrade().ok_or("the agent is stopping")?;
-            let report = Report::of(&shared).await;
-            serde_json::to_vec(&report).map(Bytes::from).map_err(|error| error.to_string())
+            let told = Told::from(Report::of(&shared).await);
+            serde_json::to_vec(&told).map(Bytes::from).map_err(|error| error.to_string())
         })
     });
 }

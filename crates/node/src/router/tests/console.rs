@@ -202,6 +202,7 @@ async fn statistics(running: &Running) {
     assert_eq!(find("write", "BACKEND")[place("act")], "1");
     let page = ask("/stats").await;
     assert!(page.contains("text/html") && page.contains("node1") && page.contains("UP"), "{page}");
+    well_formed(page.split_once("\r\n\r\n").unwrap().1);
     serving.abort();
     let metrics = running.metrics();
     for expected in [
@@ -329,5 +330,64 @@ async fn a_database_can_be_dropped_though_its_connections_are_pooled() {
     // Whoever is still connected to it is told by the server.
     let error = other.batch_execute("select 1").await.unwrap_err();
     assert!(format!("{error:?}").contains("Doomed"), "{error:?}");
+    running.end().await;
+}
+
+/// That every element of a page ends where it must, and what is left without them and their attributes.
+fn well_formed(page: &str) -> String {
+    let (mut open, mut text) = (Vec::new(), String::new());
+    let mut rest = page.strip_prefix("<!doctype html>").unwrap();
+    while let Some((before, behind)) = rest.split_once('<') {
+        if open.last() != Some(&"style") {
+            assert!(!before.contains('>'), "{before}");
+        }
+        text.push_str(before);
+        text.push('\n');
+        // No value of an attribute has a `>` that is not written as an entity.
+        let (tag, behind) = behind.split_once('>').unwrap();
+        assert!(!tag.contains('<') && tag.matches('"').count() % 2 == 0, "{tag}");
+        match tag.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop(), Some(name), "{page}"),
+            None => {
+                let name = tag.split(' ').next().unwrap();
+                assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{tag}");
+                if name != "meta" {
+                    open.push(name);
+                }
+            }
+        }
+        rest = behind;
+    }
+    assert!(open.is_empty() && rest.trim().is_empty(), "{open:?} {rest}");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_all_endpoints_and_nodes_and_no_name_as_markup() {
+    let odd = r#"<script>alert("1 & 2")</script>:5432"#.to_owned();
+    let servers = ["127.0.0.1:1".to_owned(), odd, "127.0.0.1:2".to_owned()];
+    let running = start(config(), &servers, Some(1));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let routes = stats::routes(running.handle.clone());
+    let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /stats HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    serving.abort();
+    let page = answer.split_once("\r\n\r\n").unwrap().1;
+    let text = well_formed(page);
+    let parts: Vec<&str> = page.split("<h2>").skip(1).collect();
+    let names = parts.iter().map(|part| part.split(' ').next().unwrap());
+    assert_eq!(names.collect::<Vec<_>>(), ["read", "write", "split"]);
+    for part in parts {
+        for name in ["FRONTEND", "node1", "node2", "node3", "BACKEND"] {
+            assert_eq!(part.matches(&format!(">{name}</th>")).count(), 1, "{name}: {part}");
+        }
+    }
+    assert!(!page.contains("<script") && page.contains("&lt;script&gt;"), "{page}");
+    assert!(text.contains("not the primary"), "{text}");
     running.end().await;
 }
