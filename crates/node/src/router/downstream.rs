@@ -131,7 +131,11 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
             Verdict::Swallow => Fate::Drop,
             Verdict::AsParse => Fate::Replace(Bytes::from_static(b"1\0\0\0\x04")),
         },
-        backend::ERROR_RESPONSE => failed(session, server, body),
+        backend::ERROR_RESPONSE => {
+            let fate = failed(session, server, body);
+            session.may_go_on(server);
+            fate
+        }
         backend::PARAMETER_STATUS => {
             let Ok((name, value)) = backend::parameter_status(body) else { return Fate::Pass };
             let mut reported = Settings::clone(&server.reported);
@@ -146,6 +150,7 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
         backend::NOTIFICATION_RESPONSE => own_notification(session, server, body),
         backend::COPY_IN_RESPONSE | backend::COPY_BOTH_RESPONSE => {
             server.expected.copy_begins();
+            session.may_go_on(server);
             Fate::Pass
         }
         _ => Fate::Pass,

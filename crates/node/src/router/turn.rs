@@ -122,17 +122,24 @@ impl Session {
         self.turns.waits = self.is_one_by_one();
     }
 
-    /// Whether what the client sends waits until its request is answered. A COPY of its data ends with what it sends.
-    pub(super) fn holds_back(&mut self, server: &Server) -> bool {
-        self.turns.waits &= !server.expected.is_copying();
-        self.turns.waits
+    /// Whether what the client sends waits until its request is answered. A COPY of its data ends with what it sends,
+    /// and when it came by Execute or has failed there, so does the Sync that must follow.
+    pub(super) fn holds_back(&self, server: &Server) -> bool {
+        self.turns.waits && server.expected.cycles() > 0 && !server.expected.is_copying()
     }
 
-    /// A ReadyForQuery came. The client's next request may go on if it belongs to the same transaction.
+    /// The server has begun or given up a COPY of the client's data: what waits may not need to any more.
+    pub(super) fn may_go_on(&mut self, server: &Server) {
+        self.fresh |= self.turns.waits && !self.inbox.is_empty() && !self.holds_back(server);
+    }
+
+    /// A ReadyForQuery came. The client's next request may go on if it belongs to the same transaction, or to the same
+    /// connection, on which there is nothing to look at in between.
     pub(super) fn answered(&mut self, status: u8) {
         if self.turns.waits {
             self.turns.waits = false;
-            self.fresh = status != b'I' && !self.inbox.is_empty();
+            let same = status != b'I' || (self.keeps_server() && !self.lets_go());
+            self.fresh = same && !self.inbox.is_empty();
         }
     }
 

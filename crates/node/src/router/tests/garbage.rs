@@ -9,7 +9,7 @@ use super::*;
 /// How many clients break it, each in its own way.
 const CLIENTS: u64 = 160;
 
-fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+pub(super) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
     [&[tag], &length.to_be_bytes()[..], body].concat()
 }
@@ -58,6 +58,18 @@ fn piece(rng: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
+/// For a client that says what it likes.
+pub(super) fn raw_config(running: &Running, endpoint: Endpoint) -> synapsedb_pg::Config {
+    synapsedb_pg::Config {
+        host: synapsedb_pg::Host::Tcp("127.0.0.1".to_owned()),
+        port: running.port(endpoint),
+        user: USER.to_owned(),
+        password: Some(PASSWORD.to_owned()),
+        database: "postgres".to_owned(),
+        ..synapsedb_pg::Config::default()
+    }
+}
+
 /// Says it, listens for a moment to what may come of it, and is gone.
 async fn misbehave(config: synapsedb_pg::Config, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -86,14 +98,7 @@ async fn who_breaks_the_protocol_harms_nobody_else() {
         .batch_execute("create table garbage (i int); set my.name = 'neighbour'")
         .await
         .unwrap();
-    let config = synapsedb_pg::Config {
-        host: synapsedb_pg::Host::Tcp("127.0.0.1".to_owned()),
-        port: running.port(Endpoint::Write),
-        user: USER.to_owned(),
-        password: Some(PASSWORD.to_owned()),
-        database: "postgres".to_owned(),
-        ..synapsedb_pg::Config::default()
-    };
+    let config = raw_config(&running, Endpoint::Write);
     let mut strangers = tokio::task::JoinSet::new();
     let mut seeds = 0..CLIENTS;
     for seed in seeds.by_ref().take(8) {

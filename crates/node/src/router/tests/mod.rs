@@ -12,6 +12,7 @@ use tokio_postgres::{Client, NoTls};
 use super::testing::{Seen, node, state_at, view};
 use super::*;
 
+mod by_statement;
 mod certificates;
 mod console;
 mod garbage;
