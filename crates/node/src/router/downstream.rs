@@ -1,7 +1,9 @@
 //! What a server says, on its way to the client: answers to the router's own messages are kept back, and the state of
 //! the session is followed.
 
-use bytes::{BufMut as _, Bytes};
+use std::rc::Rc;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
 use synapsedb_pg::sql::traits::Flags;
 use synapsedb_pg::wire::backend;
 
@@ -137,12 +139,10 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
             fate
         }
         backend::PARAMETER_STATUS => {
-            let Ok((name, value)) = backend::parameter_status(body) else { return Fate::Pass };
-            let mut reported = Settings::clone(&server.reported);
-            reported.insert(name.to_owned(), value.to_owned());
-            server.reported = session.worker.settings.intern(reported);
-            session.reported = std::rc::Rc::clone(&server.reported);
-            Fate::Pass
+            backend::parameter_status(body).map_or(Fate::Pass, |(name, value)| {
+                server.reported = session.worker.settings.with(&server.reported, name, value);
+                session.hears_of_parameter(server, name, value)
+            })
         }
         // A client that listens keeps its connection; to all others it is the leftover of somebody else's.
         backend::NOTIFICATION_RESPONSE if !session.may_listen() => Fate::Drop,
@@ -237,6 +237,48 @@ impl Session {
     /// Whether it listens, or has just asked to.
     fn may_listen(&self) -> bool {
         self.keeps_server() || self.traits.has(Flags::MAY_HOLD)
+    }
+
+    /// A parameter has another value on the connection: the client is told if it has for the client, too.
+    fn hears_of_parameter(&mut self, server: &Server, name: &str, value: &str) -> Fate {
+        let theirs = self.own_start(server, name, value).unwrap_or(value);
+        if self.reported.get(name).is_some_and(|told| told == theirs) {
+            return Fate::Drop;
+        }
+        let fate = if theirs == value {
+            Fate::Pass
+        } else {
+            let mut message = BytesMut::new();
+            synapsedb_pg::wire::startup::parameter_status(&mut message, name, theirs);
+            Fate::Replace(message.freeze())
+        };
+        self.reported = self.worker.settings.with(&self.reported, name, theirs);
+        fate
+    }
+
+    /// RESET and SET TO DEFAULT go back to what the connection began with: what the client began with in its place, if
+    /// that is another value. It gets that on the next connection.
+    fn own_start<'a>(&'a self, server: &Server, name: &str, value: &str) -> Option<&'a str> {
+        let began_otherwise = self.origin.settings.get(name) != server.startup.get(name);
+        let is_first = || server.reported_first.get(name).is_some_and(|first| first == value);
+        let own = self.origin.reported.get(name).filter(|_| began_otherwise && is_first());
+        own.map(String::as_str)
+    }
+
+    /// Tells the client of what it has set to just what its connection began with, which was taken for a RESET.
+    pub(super) fn report_set(&mut self, server: &Server, set: &Settings) {
+        if Rc::ptr_eq(&server.reported, &self.reported) {
+            return;
+        }
+        for name in set.keys() {
+            let (now, told) = (server.reported.get(name), self.reported.get(name));
+            if let Some(now) = now.filter(|now| told != Some(now)) {
+                let mut message = BytesMut::new();
+                synapsedb_pg::wire::startup::parameter_status(&mut message, name, now);
+                self.unsent.extend_from_slice(&message);
+                self.reported = self.worker.settings.with(&self.reported, name, now);
+            }
+        }
     }
 
     /// Passes on what was heard while the router asked something of its own.

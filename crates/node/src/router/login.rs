@@ -33,8 +33,9 @@ use crate::tls::clients::Served;
 const FIRST_PACKETS_MAX: usize = 3;
 /// The longest message of a SASL exchange.
 const SASL_BYTES_MAX: usize = 2_048;
-/// The newest minor version of the protocol that is spoken.
-const MINOR_MAX: u16 = 0;
+/// The newest minor version of the protocol that is spoken, whatever the servers speak. All that 3.2 changed is that a
+/// cancel key may have 4 to 256 bytes; ours have 4.
+const MINOR_MAX: u16 = 2;
 
 /// Serves a connection to its end. `starting` is its place among those that have not said who they are.
 pub(super) async fn serve(
@@ -122,12 +123,13 @@ impl Startup {
         found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// What a client that asks for more of the protocol is told first.
+    /// What a client that asks for more of the protocol is told first: as PostgreSQL 18 does, the version that will be
+    /// spoken, which is never newer than the one asked for.
     fn negotiation(&self) -> BytesMut {
         let mut out = BytesMut::new();
         if self.minor > MINOR_MAX || !self.protocol_options.is_empty() {
             let unknown: Vec<&str> = self.protocol_options.iter().map(String::as_str).collect();
-            wire::negotiate_protocol_version(&mut out, MINOR_MAX, &unknown);
+            wire::negotiate_protocol_version(&mut out, self.minor.min(MINOR_MAX), &unknown);
         }
         out
     }

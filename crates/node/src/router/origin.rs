@@ -111,6 +111,7 @@ pub(super) async fn find(
         Some("session pooling")
     };
     server.reported = worker.settings.intern(Settings::clone(&server.reported));
+    server.reported_first = Rc::clone(&server.reported);
     let origin = Rc::new(Origin {
         parameters: parameters.clone(),
         settings: Rc::clone(&server.startup),

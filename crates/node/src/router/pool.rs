@@ -266,6 +266,7 @@ impl Pool {
                     worker.reached(pool.address.node);
                     let mut server = opened.server;
                     server.reported = worker.settings.intern(Settings::clone(&server.reported));
+                    server.reported_first = Rc::clone(&server.reported);
                     server.startup = Rc::clone(&origin.settings);
                     server.applied = Rc::clone(&origin.settings);
                     pool.give_back(Box::new(server));

@@ -103,6 +103,8 @@ pub(super) struct Server {
     pub(super) guarded: bool,
     /// What it has reported (ParameterStatus).
     pub(super) reported: Rc<Settings>,
+    /// What it had reported when it was opened: the values that RESET goes back to.
+    pub(super) reported_first: Rc<Settings>,
     pub(super) prepared: Prepared,
     /// Whose unnamed statement it has: the client's number, and its count of unnamed statements.
     pub(super) unnamed: Option<(u64, u64)>,
@@ -314,13 +316,15 @@ async fn login(
 
 fn new(io: Socket, cancel: CancelKey, reported: Settings) -> Server {
     let (now, none) = (Instant::now(), Rc::new(Settings::new()));
+    let reported = Rc::new(reported);
     Server {
         io,
         cancel,
         startup: Rc::clone(&none),
         applied: none,
         guarded: false,
-        reported: Rc::new(reported),
+        reported_first: Rc::clone(&reported),
+        reported,
         prepared: Prepared::default(),
         unnamed: None,
         expected: Expected::default(),

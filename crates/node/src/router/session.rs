@@ -404,6 +404,7 @@ impl Session {
         self.active = false;
         match found {
             Ok(found) => {
+                self.report_set(&lent.server, &found.session);
                 let wanted = found.wanted(&self.origin.settings);
                 self.wanted = self.worker.settings.intern(wanted);
                 let placed = self.place_channels(&mut lent, found.channels, found.pin);

@@ -36,6 +36,13 @@ impl Interner {
         known.insert(Rc::clone(&settings));
         settings
     }
+
+    /// The same settings but for one.
+    pub(super) fn with(&self, settings: &Settings, name: &str, value: &str) -> Rc<Settings> {
+        let mut changed = settings.clone();
+        changed.insert(name.to_owned(), value.to_owned());
+        self.intern(changed)
+    }
 }
 
 /// Whether a connection that was opened with these startup settings can serve a client: a setting of its startup

@@ -21,7 +21,7 @@ const GUARD: &str = "default_transaction_read_only";
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// Settings made by SET and the like.
-    session: Settings,
+    pub(super) session: Settings,
     /// What keeps the connection with its client.
     pub(super) pin: Option<&'static str>,
     /// What it listens to.

@@ -34,6 +34,36 @@ async fn settings_are_kept_and_reset_to_the_clients_own_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_reported_is_the_clients_own() {
+    let startup = [("TimeZone", "Asia/Tokyo"), ("application_name", "its own")];
+    same(
+        "reported",
+        &startup,
+        &[
+            q("set timezone = 'Europe/Rome'").shows(&["C SET", "S TimeZone=Europe/Rome", "Z I"]),
+            q("select 1"),
+            q("reset timezone").shows(&["C RESET", "S TimeZone=Asia/Tokyo", "Z I"]),
+            q("show timezone").shows(&["D Asia/Tokyo"]),
+            q("set timezone to default").shows(&["C SET", "Z I"]),
+            q("select 1"),
+            q("set timezone = 'Europe/Rome'; set application_name = 'another'"),
+            q("begin; reset timezone"),
+            q("rollback"),
+            q("show timezone").shows(&["D Europe/Rome"]),
+            q("begin; set local timezone = 'Asia/Kolkata'"),
+            q("commit").shows(&["S TimeZone=Europe/Rome"]),
+            q("discard all"),
+            q("select current_setting('timezone'), current_setting('application_name')")
+                .shows(&["D Asia/Tokyo|its own"]),
+            q("select set_config('timezone', 'Europe/Rome', false)"),
+            q("reset all"),
+            q("select 1"),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settings_follow_their_transaction() {
     same(
         "following",

@@ -30,6 +30,15 @@ impl Wire {
     /// Logs in with these parameters beside user and database. Returns what was said: of authentication only that it
     /// has succeeded, the reported parameters in the order of their names.
     pub async fn login(server: &Server, parameters: &[(&str, &str)]) -> (Self, Vec<String>) {
+        Self::login_by(0x3_0000, server, parameters).await
+    }
+
+    /// [`Self::login`] by this version of the protocol.
+    pub async fn login_by(
+        version: u32,
+        server: &Server,
+        parameters: &[(&str, &str)],
+    ) -> (Self, Vec<String>) {
         let stream = TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let buffer = BytesMut::new();
@@ -38,6 +47,7 @@ impl Wire {
         let mut startup = BytesMut::new();
         let all = own.iter().chain(parameters).copied();
         frontend::startup_message(all, &mut startup).unwrap();
+        startup[4..8].copy_from_slice(&version.to_be_bytes());
         wire.send(&startup).await;
         let mut lines = Vec::new();
         let mut scram = None;
