@@ -15,7 +15,8 @@ Usage: ./start.sh [--yes] [--foreground] [options of "synapsedb up"]
   --foreground   stay, and stop the cluster on Ctrl-C
   -h, --help     this text
 
-Options of "synapsedb up" are passed on, such as --nodes 3, --data DIR, --port-base PORT.
+Options of "synapsedb up" are passed on, such as --nodes 3, --data DIR, --port-base PORT,
+--split-port PORT.
 Afterwards: bin/synapsedb status | psql | logs | down
 TEXT
 }

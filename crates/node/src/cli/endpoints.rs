@@ -47,7 +47,7 @@ pub(super) fn list(cluster: &Cluster) -> String {
 }
 
 /// The port of the split endpoint, if the first node's configuration switches it on.
-fn split_port(cluster: &Cluster) -> Option<u16> {
+pub(super) fn split_port(cluster: &Cluster) -> Option<u16> {
     let first = cluster.nodes.first()?;
     let config = AgentConfig::load(&cluster.node_dir(first.id).join("agent.toml")).ok()?;
     config.router.split_listen.map(|address| address.port())

@@ -19,6 +19,9 @@ pub(super) struct Shape {
     /// Counts the ports of a new cluster from here instead of taking the well-known ones
     #[arg(long, value_name = "PORT")]
     port_base: Option<u16>,
+    /// Gives a new cluster an endpoint on this port that takes reads and writes and splits them
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
+    split_port: Option<u16>,
     /// Where PostgreSQL's programs are [default: the newest supported ones found]
     #[arg(long, value_name = "DIR")]
     pub(super) bin_dir: Option<PathBuf>,
@@ -62,6 +65,7 @@ impl Shape {
                 .nodes
                 .unwrap_or_else(|| known.map_or(3, |c| c.nodes.len().try_into().unwrap_or(3))),
             port_base: self.port_base.or_else(|| known.and_then(|cluster| cluster.port_base)),
+            split_port: self.split_port.or_else(|| known.and_then(|cluster| cluster.split_port)),
             bin_dir: bin_dir.or_else(|| known.and_then(|cluster| cluster.bin_dir.clone())),
             password: super::password_from_environment()?,
         };

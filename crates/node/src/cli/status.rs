@@ -59,6 +59,8 @@ pub(super) struct Report {
     pub(super) epoch: Option<u64>,
     pub(super) read_port: u16,
     pub(super) write_port: u16,
+    /// Of the split endpoint, if it is switched on.
+    pub(super) split_port: Option<u16>,
     pub(super) nodes: Vec<NodeReport>,
 }
 
@@ -221,6 +223,7 @@ fn judge(cluster: &Cluster, mut nodes: Vec<NodeReport>) -> Report {
         epoch,
         read_port: cluster.read_port,
         write_port: cluster.write_port,
+        split_port: super::endpoints::split_port(cluster),
         nodes,
     }
 }

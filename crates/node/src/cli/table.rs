@@ -17,13 +17,14 @@ pub(super) fn render(report: &Report) -> String {
     let mut lines = vec![
         format!("{verdict}  cluster {} in {}", report.cluster_id, report.data),
         format!(
-            "primary: {} (epoch {})   raft leader: {} (term {})   read: {}   write: {}",
+            "primary: {} (epoch {})   raft leader: {} (term {})   read: {}   write: {}{}",
             number(report.primary),
             number(report.epoch),
             number(report.leader),
             number(report.term),
             report.read_port,
-            report.write_port
+            report.write_port,
+            report.split_port.map_or(String::new(), |port| format!("   split: {port}"))
         ),
         nodes(report).to_string(),
     ];

@@ -161,7 +161,8 @@ fn refuse_taken_ports(cluster: &Cluster) -> Result<()> {
     let nodes = cluster.nodes.iter().map(|node| (node.id, node.ports)).collect();
     let stats = ports::stats(cluster.port_base);
     let (read, write) = (cluster.read_port, cluster.write_port);
-    let plan = ports::Plan { read, write, stats, nodes };
+    let split = endpoints::split_port(cluster);
+    let plan = ports::Plan { read, write, split, stats, nodes };
     let taken = plan.taken(&running);
     if taken.is_empty() {
         return Ok(());

@@ -14,6 +14,9 @@ pub(super) fn text(cluster: &Cluster, node: &Node) -> String {
         .bin_dir
         .as_deref()
         .map_or(String::new(), |dir| format!("bin_dir = {}\n", quoted(dir)));
+    let split = cluster
+        .split_port
+        .map_or(String::new(), |port| format!("split_listen = \"127.0.0.1:{port}\"\n"));
     let mut text = format!(
         include_str!("agent.toml.in"),
         bin_dir = bin_dir,
@@ -35,6 +38,7 @@ pub(super) fn text(cluster: &Cluster, node: &Node) -> String {
         raft_dir = quoted(&dir.join("raft")),
         read = cluster.read_port,
         write = cluster.write_port,
+        split = split,
         raft = ports.raft,
         gossip = ports.gossip,
         deadlock = ports.deadlock,

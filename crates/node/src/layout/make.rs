@@ -65,13 +65,27 @@ fn agrees(found: &Cluster, options: &Options) -> Result<()> {
             base(asked.1)
         );
     }
+    if options.split_port != found.split_port {
+        bail!(
+            "{} already holds a cluster that was made {}. Nothing was changed: the split endpoint of a cluster that is \
+             there is router.split_listen in each node's agent.toml",
+            found.data.display(),
+            found.split_port.map_or("without --split-port".to_owned(), |port| {
+                format!("with --split-port {port}")
+            }),
+        );
+    }
     Ok(())
 }
 
 /// Decides everything about a new cluster and writes it down as the intent.
 fn begin(options: &Options) -> Result<Cluster> {
     refuse_foreign(&options.data)?;
-    let plan = ports::plan(options.nodes, options.port_base)?;
+    let mut plan = ports::plan(options.nodes, options.port_base)?;
+    plan.split = options.split_port;
+    if let Some((port, purpose)) = plan.used_twice() {
+        bail!("--split-port is {port}, which is {purpose}; nothing was made, choose another port");
+    }
     let taken = plan.taken(&[]);
     if !taken.is_empty() {
         let list: Vec<String> = taken.iter().map(|taken| format!("  {taken}")).collect();
@@ -98,6 +112,7 @@ fn begin(options: &Options) -> Result<Cluster> {
         name: "synapsedb".to_owned(),
         read_port: plan.read,
         write_port: plan.write,
+        split_port: options.split_port,
         port_base: options.port_base,
         bin_dir: options.bin_dir.clone(),
         default_password: password == postgres::DEFAULT_PASSWORD,

@@ -49,6 +49,8 @@ pub struct Options {
     pub nodes: u16,
     /// `None` for the default ports.
     pub port_base: Option<u16>,
+    /// Where the split endpoint is; `None` for none.
+    pub split_port: Option<u16>,
     /// Where PostgreSQL's programs are; `None` to look for them.
     pub bin_dir: Option<PathBuf>,
     /// The password of the role `synapsedb`; `None` for the development default.
@@ -70,6 +72,9 @@ pub struct Cluster {
     pub read_port: u16,
     /// Where writes go.
     pub write_port: u16,
+    /// Where the split endpoint is, if the cluster was made with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_port: Option<u16>,
     /// The base the ports were counted from; `None` for the default ports.
     pub port_base: Option<u16>,
     /// The programs asked for; `None` to look for them.
@@ -141,7 +146,8 @@ impl Cluster {
             .collect();
         serde_json::json!({
             "data": self.data, "cluster_id": self.cluster_id, "name": self.name,
-            "read_port": self.read_port, "write_port": self.write_port, "port_base": self.port_base,
+            "read_port": self.read_port, "write_port": self.write_port, "split_port": self.split_port,
+            "port_base": self.port_base,
             "database": "synapsedb", "role": "synapsedb", "default_password": self.default_password,
             "nodes": nodes,
         })

@@ -32,6 +32,8 @@ pub struct Plan {
     pub read: u16,
     /// The write endpoint.
     pub write: u16,
+    /// The split endpoint, if there is one.
+    pub split: Option<u16>,
     /// The router's statistics, by HTTP.
     pub stats: u16,
     /// Those of the nodes, node 1 first.
@@ -72,6 +74,7 @@ pub fn plan(nodes: u16, base: Option<u16>) -> Result<Plan> {
     Ok(Plan {
         read,
         write,
+        split: None,
         stats: stats(base),
         nodes: (1..=nodes).filter_map(NodeId::new).map(node).collect(),
     })
@@ -111,6 +114,7 @@ impl Plan {
             (self.write, "the write endpoint".to_owned()),
             (self.stats, "HTTP, statistics".to_owned()),
         ];
+        all.extend(self.split.map(|port| (port, "the split endpoint".to_owned())));
         for (id, ports) in &self.nodes {
             for (port, what) in [
                 (ports.postgres, "PostgreSQL"),
@@ -126,6 +130,12 @@ impl Plan {
         all
     }
 
+    /// Whether the split endpoint's port has another purpose, too.
+    pub fn used_twice(&self) -> Option<(u16, String)> {
+        let others = Self { split: None, ..self.clone() };
+        others.all().into_iter().find(|(port, _)| Some(*port) == self.split)
+    }
+
     /// The ports that are taken, apart from those of the nodes in `running`.
     pub fn taken(&self, running: &[NodeId]) -> Vec<Taken> {
         let ours = |port: u16| {
@@ -133,7 +143,8 @@ impl Plan {
                 let Ports { postgres, raft, gossip, deadlock, backup, peers } = *ports;
                 [postgres, raft, gossip, deadlock, backup, peers].contains(&port)
             };
-            let of_endpoint = [self.read, self.write, self.stats].contains(&port);
+            let of_endpoint =
+                [self.read, self.write, self.stats].contains(&port) || self.split == Some(port);
             (of_endpoint && !running.is_empty())
                 || self.nodes.iter().any(|(id, ports)| running.contains(id) && of_node(ports))
         };

@@ -27,7 +27,14 @@ fn free_base() -> u16 {
 
 fn options(data: &Path, base: u16) -> Options {
     let data = data.to_owned();
-    Options { data, nodes: 3, port_base: Some(base), bin_dir: None, password: None }
+    Options {
+        data,
+        nodes: 3,
+        port_base: Some(base),
+        split_port: None,
+        bin_dir: None,
+        password: None,
+    }
 }
 
 #[test]

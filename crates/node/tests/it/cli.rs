@@ -72,8 +72,19 @@ fn succeeded(output: &Output) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn up_makes_a_cluster_and_finds_it_again() {
     let place = Place::new();
-    let made = succeeded(&place.up());
+    let split = place.ports.split();
+    let base = place.ports.get().to_string();
+    let made = succeeded(&place.run(&[
+        "up",
+        "--detach",
+        "--port-base",
+        &base,
+        "--split-port",
+        &split.to_string(),
+    ]));
     assert!(made.contains("Cluster initialization successful!"), "{made}");
+    assert!(made.contains("split (both)") && made.contains(&format!(":{split}/")), "{made}");
+    Server::new("the split endpoint", split).value("select 1").await;
     let server = |node| Server::new(format!("node {node}"), place.ports.postgres(node));
     server(1).sql("insert into users (username, email) values ('cli', 'cli@example.com')").await;
     server(1).value("select count(*) from orders").await;
@@ -84,12 +95,28 @@ async fn up_makes_a_cluster_and_finds_it_again() {
 
     let again = succeeded(&place.up());
     assert!(again.contains("runs") || again.contains("running"), "{again}");
-    assert!(succeeded(&place.run(&["status"])).contains('3'));
+    let status = succeeded(&place.run(&["status"]));
+    assert!(status.contains(&format!("split: {split}")), "{status}");
+    let other = text(&place.run(&["up", "--detach", "--split-port", "5003"]));
+    assert!(other.contains(&format!("made with --split-port {split}. Nothing was")), "{other}");
 
     succeeded(&place.run(&["down"]));
     assert!(server(1).try_rows("select 1").await.is_err(), "node 1 still runs after down");
     succeeded(&place.up());
+    Server::new("the split endpoint", split).value("select 1").await;
     assert_eq!(server(2).value("select username from users").await, "cli");
+}
+
+#[test]
+fn a_split_port_is_no_others() {
+    let place = Place::new();
+    let (base, taken) = (place.ports.get().to_string(), place.ports.postgres(2).to_string());
+    let output = place.run(&["init", "--port-base", &base, "--split-port", &taken]);
+    assert!(!output.status.success());
+    assert!(text(&output).contains("PostgreSQL, of node 2; nothing was made"), "{}", text(&output));
+    let output = place.run(&["init", "--port-base", &base, "--split-port", "80"]);
+    assert!(!output.status.success() && text(&output).contains("1024"), "{}", text(&output));
+    assert!(!place.folder.path().join("cluster.json").exists());
 }
 
 #[test]
