@@ -23,6 +23,7 @@ mod http;
 mod incarnation;
 mod join;
 mod large;
+mod listening;
 mod not_replicated;
 mod outcome;
 mod policies;
