@@ -163,6 +163,7 @@ impl Server {
                 backend::DATA_ROW => rows.push(row(&body).map_err(AskError::Broken)?),
                 backend::ERROR_RESPONSE => {
                     failed = startup::error_field(&body, b'M').map(str::to_owned);
+                    self.note_last_words(&body);
                 }
                 backend::PARAMETER_STATUS => self.note_parameter(&body),
                 backend::NOTIFICATION_RESPONSE => self.heard.push(body),
@@ -186,6 +187,15 @@ impl Server {
             self.heard.push(buffer.split_to(length + 1).freeze().slice(5..));
         }
         self.inbox = buffer.to_vec();
+    }
+
+    /// Takes note of an ErrorResponse body with which the server ends the session.
+    fn note_last_words(&mut self, body: &[u8]) {
+        if matches!(startup::error_field(body, b'V'), Some("FATAL" | "PANIC")) {
+            let mut message = Vec::new();
+            startup::put_message(&mut message, backend::ERROR_RESPONSE, &[body]);
+            self.fatal = Some(message.into());
+        }
     }
 
     /// Takes note of a ParameterStatus body.
