@@ -1,5 +1,5 @@
-//! LISTEN through the shared listeners of three nodes: a notification is heard on the node where it was sent, what is lost
-//! is told, and operators and DROP DATABASE are not held up.
+//! LISTEN through the shared listeners of three nodes: a notification is heard on the node where it was sent, what is
+//! lost is told, and operators and DROP DATABASE are not held up.
 
 use synapsedb_dev::client::Server;
 use synapsedb_dev::{Cluster, Node, eventually};

@@ -25,15 +25,18 @@ fn extended(sql: &str) -> Vec<u8> {
     [message(b'P', &parse), message(b'B', &[0; 8]), message(b'E', &[0; 5])].concat()
 }
 
-/// Requests as they may be pipelined, and what answers them; each COPY brings as many rows as it says.
-fn requests() -> Vec<(&'static str, Vec<u8>, usize, &'static str)> {
-    let query = |sql: &str| message(b'Q', &[sql.as_bytes(), b"\0"].concat());
-    let (sync, done) = (message(b'S', b""), message(b'c', b""));
-    let copy_in = || query("copy t from stdin");
+/// What may be pipelined, and what answers it: so many ReadyForQuery, and these messages.
+type Case = (&'static str, Vec<u8>, usize, &'static str);
+
+fn query(sql: &str) -> Vec<u8> {
+    message(b'Q', &[sql.as_bytes(), b"\0"].concat())
+}
+
+fn by_query() -> Vec<Case> {
+    let done = message(b'c', b"");
     let row = || message(b'd', b"1\n");
+    let copy_in = || query("copy t from stdin");
     let copied = || [copy_in(), row(), row(), done.clone()].concat();
-    let by_execute =
-        || [extended("copy t from stdin"), sync.clone(), row(), done.clone(), sync.clone()];
     vec![
         ("in, query", [copied(), query("select 1")].concat(), 2, "GCZITDCZI"),
         ("in, in, query", [copied(), copied(), query("select 1")].concat(), 3, "GCZIGCZITDCZI"),
@@ -69,36 +72,25 @@ fn requests() -> Vec<(&'static str, Vec<u8>, usize, &'static str)> {
             2,
             "EZITDCZI",
         ),
-        (
-            "by Execute, query",
-            [by_execute().concat(), query("select 1")].concat(),
-            2,
-            "12GCZITDCZI",
-        ),
+    ]
+}
+
+fn by_execute() -> Vec<Case> {
+    let (sync, done, row) = (message(b'S', b""), message(b'c', b""), message(b'd', b"1\n"));
+    let copy_in = || extended("copy t from stdin");
+    let copied = [copy_in(), sync.clone(), row.clone(), done.clone(), sync.clone()].concat();
+    vec![
+        ("by Execute, query", [copied.clone(), query("select 1")].concat(), 2, "12GCZITDCZI"),
         (
             "by Execute with one Sync, by Execute",
-            [
-                extended("copy t from stdin"),
-                row(),
-                done.clone(),
-                sync.clone(),
-                by_execute().concat(),
-            ]
-            .concat(),
+            [copy_in(), row.clone(), done.clone(), sync.clone(), copied.clone()].concat(),
             2,
             "12GCZI12GCZI",
         ),
         (
             "by Execute with wrong data, query",
-            [
-                extended("copy t from stdin"),
-                sync.clone(),
-                message(b'd', b"x\n"),
-                done,
-                sync.clone(),
-                query("select 1"),
-            ]
-            .concat(),
+            [copy_in(), sync.clone(), message(b'd', b"x\n"), done, sync.clone(), query("select 1")]
+                .concat(),
             2,
             "12GEZITDCZI",
         ),
@@ -119,7 +111,7 @@ async fn what_is_pipelined_behind_a_copy_is_answered() {
     let other = running.connect(Endpoint::Write).await;
     other.batch_execute("create table t (i int)").await.unwrap();
     for pinned in [false, true] {
-        for (name, bytes, cycles, expected) in requests() {
+        for (name, bytes, cycles, expected) in by_query().into_iter().chain(by_execute()) {
             // All at once, message by message, and cut where no message ends.
             for part in [bytes.len(), 1, 7, 64] {
                 other.batch_execute("truncate t").await.unwrap();
