@@ -136,7 +136,7 @@ fn look(session: &mut Session, server: &mut Server, tag: u8, body: &[u8]) -> Fat
         backend::ERROR_RESPONSE => {
             let was_copying = server.expected.is_copying();
             let fate = failed(session, server, body);
-            // By Execute: the server passes over all that comes before a Sync, and has ignored those in front of the data.
+            // By Execute: the server passes over all that precedes a Sync, and has ignored those in front of the data.
             session.batch_open |= was_copying && server.expected.cycles() == 0;
             session.may_go_on(server);
             fate
