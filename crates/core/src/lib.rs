@@ -5,14 +5,14 @@
 //!
 //! | shape | signature | modules |
 //! |---|---|---|
-//! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`], [`durability`] |
+//! | **step** | `(now, event) -> Vec<Effect>` | [`backoff`], [`durability`], [`schedule`] |
 //! | **plan** | `(intent, reality) -> Vec<Action>`; applying the plan leads to an empty plan | [`sequence`] |
 //! | **decide** | `(facts) -> Decision` | [`delivery`], [`conflict`], [`policy`] |
 //! | | | [`failover`], [`guard`], [`outcome`], [`source`], [`verify`] |
 //! | **apply** | `(Command) -> Outcome` | [`state`] |
 //!
 //! The rest are the words they share: [`ids`], [`lsn`], [`time`], [`version`], [`change`], and what is
-//! remembered of recent writes, [`history`] and [`rewrite`].
+//! remembered of recent writes, [`history`] and [`rewrite`], and what a transaction writes, [`writeset`].
 
 pub mod backoff;
 pub mod change;
@@ -27,9 +27,11 @@ pub mod lsn;
 pub mod outcome;
 pub mod policy;
 pub mod rewrite;
+pub mod schedule;
 pub mod sequence;
 pub mod source;
 pub mod state;
 pub mod time;
 pub mod verify;
 pub mod version;
+pub mod writeset;
