@@ -115,9 +115,10 @@ impl Schedule {
         })
     }
 
-    /// Whether the worker commits at this moment: if it is lost, nobody knows the outcome.
-    pub fn commits(&self, worker: Worker) -> bool {
-        self.entries.iter().any(|entry| entry.state == State::Committing(worker))
+    /// What the worker commits at this moment: if it is lost, nobody knows the outcome.
+    pub fn committing(&self, worker: Worker) -> Option<Lsn> {
+        let found = self.entries.iter().find(|entry| entry.state == State::Committing(worker));
+        found.map(|entry| entry.lsn)
     }
 
     /// The lane begins anew behind what is committed: everything that was read will be read again. Answers the workers

@@ -19,6 +19,8 @@ use crate::ports::PortBase;
 use crate::reaper::Reaper;
 use crate::shared;
 
+/// Set to a number, every lane of every cluster of the tests has so many workers, which are given whatever they may.
+const WORKERS: &str = "SYNAPSEDB_TEST_APPLY_WORKERS";
 /// How long a cluster may take from nothing until every node is ready. Two slow cores make three database clusters.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long the nodes may take until they hold the same rows.
@@ -58,6 +60,13 @@ impl Layout {
         let (count, base) = (self.nodes.to_string(), cluster.ports.get().to_string());
         let arguments = ["init", "--data", text, "--nodes", &count, "--port-base", &base, "--json"];
         self.binary.output(&arguments)?;
+        if let Ok(workers) = std::env::var(WORKERS) {
+            let workers: i64 = workers.parse().with_context(|| format!("read {WORKERS}"))?;
+            for node in &cluster.nodes {
+                node.configure("replication.apply_workers", workers);
+                node.configure("replication.apply_worker_min_rows", 1);
+            }
+        }
         Ok(cluster)
     }
 }

@@ -40,6 +40,7 @@ pub(super) fn ranges(config: &AgentConfig, document: &Document<'_>, problems: &m
     check.members(config);
     check.postgres(&config.postgres);
     check.apply_limits(&config.replication);
+    check.apply_workers(&config.replication);
     check.outcomes(config);
     check.durability(&config.replication.durability);
     check.router(config);
@@ -105,6 +106,23 @@ impl Check<'_, '_> {
             self.refuse("replication.row_timeout_ms", text.clone());
             self.refuse("replication.lock_timeout_ms", text);
         }
+    }
+
+    /// A worker gives up long before the lane would.
+    fn apply_workers(&mut self, config: &replication::Config) {
+        let workers_max = replication::WORKERS_MAX as u64;
+        self.within("replication.apply_workers", config.apply_workers as u64, 0, workers_max);
+        let rows = config.apply_worker_min_rows as u64;
+        self.within("replication.apply_worker_min_rows", rows, 1, 1_000_000);
+        let claims = config.apply_worker_claims_max as u64;
+        self.within("replication.apply_worker_claims_max", claims, 1, 10_000_000);
+        let ahead = config.apply_ahead_transactions_max as u64;
+        self.within("replication.apply_ahead_transactions_max", ahead, 2, 100_000);
+        let bytes = config.apply_ahead_bytes_max as u64;
+        self.within("replication.apply_ahead_bytes_max", bytes, 64 << 10, 1 << 30);
+        let lock_ms = config.apply_worker_lock_timeout_ms;
+        self.within("replication.apply_worker_lock_timeout_ms", lock_ms, 1, config.lock_timeout_ms);
+        self.within("replication.apply_worker_yield_ms", config.apply_worker_yield_ms, 1, 1_000);
     }
 
     /// An interrupted commit is asked for as long as it may be remembered.

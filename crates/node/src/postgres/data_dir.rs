@@ -161,7 +161,7 @@ fn conf(config: &Config) -> String {
     let defaults = [
         ("max_connections", number(u64::from(config.max_connections))),
         ("shared_buffers", format!("{}MB", config.shared_buffers_mb)),
-        ("max_replication_slots", number(32)),
+        ("max_replication_slots", number(96)),
         ("max_wal_senders", number(32)),
         ("max_prepared_transactions", number(64)),
         ("wal_sender_timeout", "60s".to_owned()),

@@ -71,6 +71,10 @@ pub struct LaneBody {
     pub state: &'static str,
     /// What is waited for, or why it is blocked.
     pub detail: Option<String>,
+    /// The workers that the lane may use (`replication.apply_workers`).
+    pub workers: usize,
+    /// Transactions that workers have applied ahead of their turn since the agent was started.
+    pub worker_transactions: u64,
     /// The commit LSN received last.
     pub received_lsn: String,
     /// The commit LSN applied last.

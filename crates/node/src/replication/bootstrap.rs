@@ -8,7 +8,7 @@ use synapsedb_pg::{client, replication};
 
 use super::guard::Refused;
 use super::spool::{Tail, Writer};
-use super::{Shared, origin_name};
+use super::{Shared, origin_name, worker_origin_name};
 
 /// What the own spool says before the slot is made: a slot beside an empty spool then means that the spool was lost.
 const BEFORE_SLOT: Lsn = Lsn(1);
@@ -74,11 +74,15 @@ pub(crate) async fn ensure_origins(
 ) -> Result<()> {
     let client = shared.sql("bootstrap").await?;
     for (node, incarnation) in members {
-        let name = origin_name(node, incarnation);
-        client
-            .query(include_str!("sql/put_origin.sql"), &[&name])
-            .await
-            .with_context(|| format!("create replication origin {name}"))?;
+        // Those of the workers too, before any lane begins: every lane must know whose rows theirs are.
+        let workers = 0..shared.config.apply_workers;
+        let workers = workers.map(|worker| worker_origin_name(node, incarnation, worker));
+        for name in [origin_name(node, incarnation)].into_iter().chain(workers) {
+            client
+                .query(include_str!("sql/put_origin.sql"), &[&name])
+                .await
+                .with_context(|| format!("create replication origin {name}"))?;
+        }
     }
     Ok(())
 }

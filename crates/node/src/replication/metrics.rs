@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) clock_skew_waits: Counter,
     pub(crate) quarantined_rows: Counter,
     pub(crate) slow_transactions: Counter,
+    pub(crate) worker_transactions: Counter,
+    pub(crate) worker_refusals: Counter,
     conflicts: Family<ConflictLabels, Counter>,
     remembered_writes: Gauge,
     large_objects: Gauge,
@@ -77,6 +79,16 @@ impl Metrics {
             "slow_transactions",
             "Transactions that were applied row by row, since they met other writes",
             &metrics.slow_transactions,
+        );
+        add(
+            "worker_transactions",
+            "Transactions of other nodes that a worker applied here ahead of their turn",
+            &metrics.worker_transactions,
+        );
+        add(
+            "worker_refusals",
+            "Transactions that a worker took back and left to its lane: they met something",
+            &metrics.worker_refusals,
         );
         let name = "synapsedb_replication_conflicts";
         registry.register(name, "Conflicts that were settled here", metrics.conflicts.clone());

@@ -81,6 +81,21 @@ pub struct Config {
     pub apply_window_bytes: usize,
     /// Rows that one bulk INSERT carries at most.
     pub apply_batch_rows: usize,
+    /// Workers of each lane, which apply large transactions ahead of their turn; 0 where no core is free for them.
+    pub apply_workers: usize,
+    /// Rows from which on a transaction is worth being handed to a worker.
+    pub apply_worker_min_rows: usize,
+    /// Rows and unique values of a transaction that are told apart from others'; of one with more, its tables are.
+    pub apply_worker_claims_max: usize,
+    /// How long a worker waits for a lock; then it leaves its transaction to the lane.
+    pub apply_worker_lock_timeout_ms: u64,
+    /// How often a worker that waits for its turn looks whether it keeps somebody waiting for a lock; then it takes back
+    /// what it has done, and leaves its transaction to the lane.
+    pub apply_worker_yield_ms: u64,
+    /// Transactions that a lane with workers reads ahead of what is applied at most.
+    pub apply_ahead_transactions_max: usize,
+    /// Bytes of them.
+    pub apply_ahead_bytes_max: usize,
     /// How far a peer's clock may be ahead before its transactions are held back with an alarm.
     pub clock_skew_max_ms: u64,
     /// How often the probe row is written: the resolution of the lag in seconds.
@@ -130,6 +145,13 @@ impl Default for Config {
             apply_window: 256,
             apply_window_bytes: 1 << 20,
             apply_batch_rows: 1000,
+            apply_workers: workers_of(std::thread::available_parallelism().map_or(1, usize::from)),
+            apply_worker_min_rows: 100,
+            apply_worker_claims_max: 50_000,
+            apply_worker_lock_timeout_ms: 100,
+            apply_worker_yield_ms: 20,
+            apply_ahead_transactions_max: 256,
+            apply_ahead_bytes_max: 4 << 20,
             clock_skew_max_ms: 500,
             arrivals_max: 200_000,
             decode_wait_max_ms: 5000,
@@ -149,6 +171,15 @@ impl Default for Config {
         }
     }
 }
+
+/// Workers of a lane on a machine with so many cores: on a small one, none is free for them.
+const fn workers_of(cores: usize) -> usize {
+    let workers = cores / 4;
+    if workers < WORKERS_MAX { workers } else { WORKERS_MAX }
+}
+
+/// The most workers that a lane may have: all of them, with those of the other lanes, need an origin of the server's.
+pub const WORKERS_MAX: usize = 4;
 
 /// Reads what replication is doing.
 #[derive(Clone)]
@@ -204,11 +235,13 @@ impl Shared {
     pub(crate) async fn durable_of(&self, origin: NodeId, incarnation: Incarnation) -> Result<Lsn> {
         let name = origin_name(origin, incarnation);
         let client = self.sql("progress").await?;
-        let row = client.query_opt(include_str!("sql/origin_durable.sql"), &[&name]).await?;
-        Ok(match row {
-            Some(row) if row.get(1) => row.get::<_, String>(0).parse()?,
-            _ => Lsn::ZERO,
-        })
+        let mut durable = Lsn::ZERO;
+        for row in client.query(include_str!("sql/origin_durable.sql"), &[&name]).await? {
+            if row.get(1) {
+                durable = durable.max(row.get::<_, String>(0).parse()?);
+            }
+        }
+        Ok(durable)
     }
 
     /// A session of the agent with the local server; `purpose` is what `pg_stat_activity` shows of it.
@@ -290,9 +323,17 @@ pub(crate) fn origin_name(node: NodeId, incarnation: Incarnation) -> String {
     format!("synapsedb_{node}_{incarnation}")
 }
 
-/// The node and life of which `name` is the origin, or `None` for an origin that is not ours.
+/// The name of the replication origin under which a worker applies transactions of a life of a node: PostgreSQL gives an
+/// origin to one session only. Workers are numbered from 0.
+pub(crate) fn worker_origin_name(node: NodeId, incarnation: Incarnation, worker: usize) -> String {
+    format!("{}_w{}", origin_name(node, incarnation), worker + 1)
+}
+
+/// The node and life of which `name` is the origin, also one of a worker; `None` for an origin that is not ours.
 pub(crate) fn parse_origin_name(name: &str) -> Option<(NodeId, Incarnation)> {
-    let (node, incarnation) = name.strip_prefix("synapsedb_")?.split_once('_')?;
+    let (node, life) = name.strip_prefix("synapsedb_")?.split_once('_')?;
+    let (incarnation, worker) = life.split_once("_w").unwrap_or((life, "1"));
+    worker.parse::<usize>().ok()?;
     Some((node.parse().ok()?, Incarnation(incarnation.parse().ok()?)))
 }
 

@@ -31,3 +31,16 @@ pub(super) async fn take(client: &Client, name: &str, tries_max: u32) -> Result<
         }
     }
 }
+
+/// Waits until no session has the origin of a worker for the life of a node to which `name` belongs: what workers of an
+/// earlier lane were about to commit is committed then, or never will be.
+///
+/// # Errors
+/// Such a session does not end; the server cannot be reached or refuses.
+pub(super) async fn await_workers(client: &Client, name: &str, tries_max: u32) -> Result<()> {
+    for row in client.query(include_str!("sql/worker_origins.sql"), &[&name]).await? {
+        take(client, row.get(0), tries_max).await?;
+        client.batch_execute("select pg_catalog.pg_replication_origin_session_reset()").await?;
+    }
+    Ok(())
+}

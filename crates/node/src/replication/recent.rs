@@ -208,6 +208,20 @@ fn note_new(
     closely
 }
 
+/// Whether a delete or a unique claim is known that the writer of a change had not seen and that is in its way, though
+/// no row here may show it.
+pub(crate) fn meets_unseen(
+    history: &mut History,
+    keys: &RowKeys,
+    change: &Change<'_>,
+    writer: &Writer<'_>,
+) -> bool {
+    let (Change::Insert { new, .. } | Change::Update { new, .. }) = change else { return false };
+    let Some(row) = keys.row(new) else { return true };
+    let deleted = history.is_deleted_unseen(row, writer);
+    deleted || keys.claims(new).any(|value| history.claim(value, row, writer))
+}
+
 /// The values of the row before a change.
 pub(crate) fn old_values<'a, 'b>(old: &'b OldTuple<'a>) -> &'b [Value<'a>] {
     match old {

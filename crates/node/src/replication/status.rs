@@ -45,6 +45,8 @@ struct Lane {
     sent: VecDeque<(Lsn, Timestamp)>,
     /// The commit time of the transaction applied last.
     applied_time: Option<Timestamp>,
+    /// How many workers have applied.
+    by_workers: u64,
 }
 
 #[derive(Default)]
@@ -207,6 +209,11 @@ impl Board {
         }
     }
 
+    /// A worker has applied a transaction.
+    pub(crate) fn applied_by_worker(&self, origin: NodeId) {
+        self.lock().lanes.entry(origin).or_default().by_workers += 1;
+    }
+
     /// A transaction, or the last one of a run, is on its way to the server.
     pub(crate) fn sent(&self, origin: NodeId, lsn: Lsn, time: Timestamp) {
         self.lock().lanes.entry(origin).or_default().sent.push_back((lsn, time));
@@ -299,6 +306,8 @@ pub(crate) fn collect(shared: &Shared) -> Status {
             fetch_error: lane.fetch_error.clone(),
             state,
             detail,
+            workers: shared.config.apply_workers,
+            worker_transactions: lane.by_workers,
             received_lsn: received.unwrap_or_default().to_string(),
             applied_lsn: visible.get(origin).to_string(),
             probe_age_ms: probe_age_ms(&inner, origin),

@@ -22,6 +22,7 @@ mod guide;
 mod http;
 mod incarnation;
 mod join;
+mod lanes;
 mod large;
 mod listening;
 mod not_replicated;

@@ -236,7 +236,7 @@ impl Lane<'_> {
             let outcome = self.session.outcome().await?;
             self.settle(outcome)?;
         }
-        let previous = self.sent.0.to_be_bytes();
+        let previous = self.own.0.to_be_bytes();
         let arrays: Vec<Vec<u8>> = [run.lsns, run.times, run.bounds]
             .into_iter()
             .chain(run.values)
@@ -247,7 +247,7 @@ impl Lane<'_> {
         self.session.execute(&run.procedure.call, &parameters, Purpose::Call)?;
         self.session.sync_run(run.last, run.transactions);
         self.shared.status.sent(self.source.origin, run.last, run.last_time);
-        self.sent = run.last;
+        (self.sent, self.own) = (run.last, run.last);
         Ok(())
     }
 

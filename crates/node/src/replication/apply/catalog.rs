@@ -8,6 +8,7 @@ use synapsedb_pg::pgoutput::Message;
 use super::column::{Local, LocalColumn};
 use super::lane::{Lane, Step};
 use super::plan::Plan;
+use super::scope::Scope;
 use super::session::{Parameter, Purpose, text};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::foreign_keys::{Concern, ForeignKeys};
@@ -82,6 +83,7 @@ impl Lane<'_> {
         let mut plan = Plan::new(number, &described, local, keys, self.check.clone())
             .map_err(|error| self.refuse(error.to_string()))?;
         plan.foreign = ForeignKeys::new(&described, &concerns);
+        plan.scope = self.scope(&described).await?;
         self.plans.push(plan);
         // A copy: a slice would keep its whole block of the spool in memory.
         self.known.insert(Bytes::copy_from_slice(&raw), number);
@@ -146,6 +148,23 @@ impl Lane<'_> {
         let indexes = indexes.collect::<Result<_>>()?;
         let policy = rows.first().and_then(|row| text(row, 5).ok());
         Ok(LocalKeys::new(indexes, policy))
+    }
+
+    async fn scope(&mut self, relation: &Relation) -> Step<Scope> {
+        if self.shared.config.apply_workers == 0 {
+            return Ok(Scope::default());
+        }
+        let parameters = [
+            Parameter::Text(relation.schema.as_bytes()),
+            Parameter::Text(relation.name.as_bytes()),
+        ];
+        let Some(rows) = self.session.lookup("scope", &parameters).await? else {
+            return Err(self.failure().await);
+        };
+        Ok(match rows.first() {
+            Some(row) => Scope::parse(text(row, 0)?),
+            None => Scope::default(),
+        })
     }
 
     async fn foreign_keys(&mut self, relation: &Relation) -> Step<Vec<Concern>> {

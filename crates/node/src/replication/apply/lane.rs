@@ -3,31 +3,30 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::schedule::Worker;
 use synapsedb_pg::client::Client;
-use synapsedb_pg::conn::Connection;
 use synapsedb_pg::pgoutput::{self, Message};
-use synapsedb_pg::quote;
 use synapsedb_pg::wire::backend::ServerError;
 
 use super::Source;
+use super::ahead::Workers;
 use super::calls::Calls;
 use super::check::VersionCheck;
 pub(super) use super::failure::{Failure, Step, Stop, is_passing};
+use super::feed::Feed;
 use super::gate::{bound, sql_bound, sql_time};
-use super::inherited::Inherited;
 use super::plan::Plan;
 use super::session::{Outcome, Parameter, Purpose, Session, text};
 use super::write::Batch;
-use crate::replication::spool::{Frame, Header, Reader};
-use crate::replication::{Shared, origin_name, parse_origin_name, recent};
+use crate::replication::spool::{Frame, Header};
+use crate::replication::{Shared, recent};
 
 /// Bytes of statements that may wait in memory before they are sent.
-const UNSENT_BYTES: usize = 64 << 10;
+pub(super) const UNSENT_BYTES: usize = 64 << 10;
 
 /// Plans that a lane keeps, with their prepared statements; then it begins anew.
 const PLANS_MAX: usize = 1000;
@@ -36,13 +35,13 @@ const PLANS_MAX: usize = 1000;
 const FAILED_RUNS_MAX: u32 = 10;
 
 /// After this many transactions in a row that met conflicts the next one is expected to meet one too.
-const CONFLICTING_MIN: u32 = 2;
+pub(super) const CONFLICTING_MIN: u32 = 2;
 
 /// The code with which a statement ends its transaction when it does not meet the row that it expects.
 const UNMET: &str = "SY001";
 
-/// The statements that every lane needs.
-const STATEMENTS: [(&str, &str); 9] = [
+/// The statements that every lane and worker needs.
+pub(super) const STATEMENTS: [(&str, &str); 12] = [
     ("begin", include_str!("../sql/begin_apply.sql")),
     ("end", include_str!("../sql/end_apply.sql")),
     ("table", include_str!("../sql/replica_table.sql")),
@@ -52,13 +51,18 @@ const STATEMENTS: [(&str, &str); 9] = [
     ("ddl", include_str!("../sql/call_run_ddl.sql")),
     ("ddl_done", include_str!("../sql/ddl_done.sql")),
     ("limit", include_str!("../sql/limit_statements.sql")),
+    ("scope", include_str!("../sql/table_scope.sql")),
+    ("turn", include_str!("../sql/worker_turn.sql")),
+    ("keeps_waiting", include_str!("../sql/keeps_waiting.sql")),
 ];
 
 pub(crate) struct Lane<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) source: &'a Source,
     pub(super) session: Session,
-    pub(super) reader: Reader,
+    pub(super) feed: Feed,
+    /// Which worker of the lane it is; nothing for the lane itself.
+    pub(super) worker: Option<Worker>,
     pub(super) check: VersionCheck,
     pub(super) plans: Vec<Plan>,
     /// Plans by the very bytes of the relation message: another description is another plan.
@@ -66,8 +70,10 @@ pub(crate) struct Lane<'a> {
     /// The relations that the current transaction has named: by OID of the origin.
     pub(super) current: HashMap<u32, (Bytes, Option<usize>)>,
     pub(super) batch: Batch,
-    /// The last transaction that was sent.
+    /// The last transaction of the origin that was sent, or committed by a worker.
     pub(super) sent: Lsn,
+    /// The last one that was sent in this session.
+    pub(super) own: Lsn,
     /// The transaction that is being sent.
     pub(super) open: Option<Lsn>,
     /// Its header.
@@ -85,92 +91,19 @@ pub(crate) struct Lane<'a> {
     pub(super) procedures: bool,
     pub(super) calls: Calls,
     /// Runs that failed for another reason than a row that was not as expected.
-    failed_runs: u32,
+    pub(super) failed_runs: u32,
     /// How many transactions in a row have met conflicts.
     pub(super) conflicting: u32,
     /// Whether a trigger may fail at a commit: then every transaction goes the slow path, which lets it fail before.
-    deferred: bool,
+    pub(super) deferred: bool,
     /// The state of the catalogs upon which the plans were made.
-    catalog: u64,
+    pub(super) catalog: u64,
     /// The session that takes the WAL to the disk for a missing row.
     pub(super) flusher: Option<Client>,
+    pub(super) workers: Workers,
 }
 
-/// Whose the rows are that have no origin.
-async fn inherited(session: &mut Session) -> Result<Inherited> {
-    let rows = session.query(include_str!("../sql/inherited.sql")).await?;
-    let boundary = |row: &Vec<_>| Ok((text(row, 0)?.parse()?, text(row, 1)?.parse()?));
-    Ok(Inherited::new(rows.iter().map(boundary).collect::<Result<_>>()?))
-}
-
-impl<'a> Lane<'a> {
-    /// Connects, takes the origin's session and finds out where to begin.
-    pub(crate) async fn start(shared: &'a Arc<Shared>, source: &'a Source) -> Result<Self> {
-        let name = origin_name(source.origin, source.incarnation);
-        let config = shared.postgres.local().named(format!("synapsedb apply {}", source.origin));
-        let mut session = Session::new(Connection::connect(&config, false).await?);
-        let setup = include_str!("../sql/apply_session.sql")
-            .replace("$lock_timeout", &shared.config.lock_timeout_ms.to_string())
-            .replace("$row_timeout", &shared.config.row_timeout_ms.to_string());
-        session.query(&setup).await.context("set up the apply session")?;
-        take_origin(&mut session, &name).await?;
-        let progress = session.query(include_str!("../sql/session_progress.sql")).await?;
-        let sent: Lsn = text(progress.first().context("no progress")?, 0)?.parse()?;
-        let origins = session.query(include_str!("../sql/origins.sql")).await?;
-        let mut check =
-            VersionCheck::new(source.origin, shared.identity.node, inherited(&mut session).await?);
-        for row in &origins {
-            if let Some((node, _)) = parse_origin_name(text(row, 1)?) {
-                check.origins.push((text(row, 0)?.parse()?, node));
-            }
-        }
-        shared.applied.advance(source.origin, sent);
-        shared.status.lane_starts(source.origin);
-        let reader = source.spool.reader_after(sent)?;
-        let mut lane = Self {
-            shared,
-            source,
-            session,
-            reader,
-            check,
-            plans: Vec::new(),
-            known: BTreeMap::new(),
-            current: HashMap::new(),
-            batch: Batch::new(),
-            sent,
-            open: None,
-            header: None,
-            bound: Vec::new(),
-            ddl_tags: Vec::new(),
-            created_ahead: Vec::new(),
-            applied_any: false,
-            begun_any: false,
-            procedures: true,
-            calls: Calls::default(),
-            failed_runs: 0,
-            conflicting: 0,
-            deferred: false,
-            catalog: 0,
-            flusher: None,
-        };
-        lane.prepare().await?;
-        Ok(lane)
-    }
-
-    /// The statements that every lane needs.
-    async fn prepare(&mut self) -> Result<()> {
-        let mine = format!("apply_{}_", self.source.origin);
-        let drop_procedures = include_str!("../sql/drop_procedures.sql");
-        self.session.query(&drop_procedures.replace("$1", &quote::literal(&mine))).await?;
-        self.deferred = self.has_deferred_triggers().await?;
-        STATEMENTS.iter().try_for_each(|(name, sql)| self.session.prepare(name, sql))
-    }
-
-    async fn has_deferred_triggers(&mut self) -> Result<bool> {
-        let rows = self.session.query(include_str!("../sql/deferred.sql")).await?;
-        Ok(text(rows.first().context("no answer")?, 0)? == "true")
-    }
-
+impl Lane<'_> {
     /// Every DDL makes new plans, and the server keeps the statements of the old ones: now and then all are dropped.
     pub(super) async fn forget_plans(&mut self) -> Step<()> {
         self.settle_all().await?;
@@ -239,15 +172,23 @@ impl<'a> Lane<'a> {
 
     /// Gives up what is in flight and goes back to the first transaction that was not applied.
     pub(super) async fn recover(&mut self) -> Step<()> {
+        self.workers.clear();
+        self.give_up().await?;
+        let progress = self.session.query(include_str!("../sql/session_progress.sql")).await?;
+        self.own = text(progress.first().context("no progress")?, 0)?.parse()?;
+        self.sent = self.own.max(self.workers.committed);
+        self.shared.applied.advance(self.source.origin, self.sent);
+        self.feed = Feed::new(self.source.spool.reader_after(self.sent)?);
+        Ok(())
+    }
+
+    /// Gives up what is in flight; the session may be used again.
+    pub(super) async fn give_up(&mut self) -> Step<()> {
         let unprepared = self.session.reset().await?;
         for statement in &unprepared {
             self.plans.iter_mut().for_each(|plan| plan.forget(statement));
         }
         self.forget_calls(&unprepared);
-        let progress = self.session.query(include_str!("../sql/session_progress.sql")).await?;
-        self.sent = text(progress.first().context("no progress")?, 0)?.parse()?;
-        self.shared.applied.advance(self.source.origin, self.sent);
-        self.reader = self.source.spool.reader_after(self.sent)?;
         self.open = None;
         self.batch = Batch::new();
         self.current.clear();
@@ -261,9 +202,16 @@ impl<'a> Lane<'a> {
 
     async fn step(&mut self) -> Step<()> {
         let frame = self.next_frame().await?;
+        if self.may_be_for_workers(&frame) {
+            return Box::pin(self.work_ahead(frame)).await;
+        }
+        self.take(frame).await
+    }
+
+    /// Applies a frame.
+    pub(super) async fn take(&mut self, frame: Frame) -> Step<()> {
         self.notice_catalog().await?;
-        let slowly = self.deferred || self.conflicting >= CONFLICTING_MIN;
-        if slowly && frame.is_first() && self.open.is_none() {
+        if !self.goes_fast() && frame.is_first() && self.open.is_none() {
             // The fast way would most likely fail, and that costs more than it saves.
             self.send_run().await?;
             self.settle_all().await?;
@@ -290,7 +238,15 @@ impl<'a> Lane<'a> {
     }
 
     /// After a change of a table or a policy, by whomever, plans are made anew.
-    async fn notice_catalog(&mut self) -> Step<()> {
+    pub(super) fn notice_change(&mut self) {
+        let catalog = self.shared.catalog.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.catalog, catalog) != catalog {
+            self.known.clear();
+        }
+    }
+
+    /// See [`Lane::notice_change`]; what was sent before is waited for.
+    pub(super) async fn notice_catalog(&mut self) -> Step<()> {
         let catalog = self.shared.catalog.load(Ordering::Acquire);
         if self.open.is_none() && std::mem::replace(&mut self.catalog, catalog) != catalog {
             self.send_run().await?;
@@ -314,15 +270,8 @@ impl<'a> Lane<'a> {
                 self.settle_all().await?;
                 self.retry(retry).await?;
             }
-            let window_full = self.open.is_none()
-                && (self.session.in_flight() >= self.shared.config.apply_window.max(1)
-                    || self.session.unsent_bytes() > self.shared.config.apply_window_bytes);
-            if window_full {
-                let outcome = self.session.outcome().await?;
-                self.settle(outcome)?;
-                continue;
-            }
-            if let Some(frame) = self.reader.try_next()? {
+            self.make_room().await?;
+            if let Some(frame) = self.feed.try_next()? {
                 return Ok(frame);
             }
             // Nothing more is there now: what was gathered does not wait for more.
@@ -335,15 +284,29 @@ impl<'a> Lane<'a> {
                     self.settle(outcome)?;
                 }
                 () = self.shared.retries.wait(self.source.origin), if self.open.is_none() => {}
-                frame = self.reader.next() => return Ok(frame?),
+                frame = self.feed.next() => return Ok(frame?),
             }
         }
+    }
+
+    /// Waits for outcomes while as much is in flight as may be.
+    pub(super) async fn make_room(&mut self) -> Step<()> {
+        let config = &self.shared.config;
+        while self.open.is_none()
+            && (self.session.in_flight() >= config.apply_window.max(1)
+                || self.session.unsent_bytes() > config.apply_window_bytes)
+        {
+            let outcome = self.session.outcome().await?;
+            self.settle(outcome)?;
+        }
+        Ok(())
     }
 
     pub(super) fn settle(&mut self, outcome: Outcome) -> Step<()> {
         match outcome.error {
             None => {
                 self.applied_any = true;
+                self.workers.applied(outcome.commit_lsn);
                 self.shared.applied.advance(self.source.origin, outcome.commit_lsn);
                 self.shared.status.applied(self.source.origin, outcome.commit_lsn);
                 self.shared.metrics.applied(outcome.transactions, outcome.ineffective);
@@ -417,7 +380,7 @@ impl<'a> Lane<'a> {
     }
 
     /// Waits until the transaction may be applied, and sends its guard.
-    async fn begin(&mut self, header: &Header) -> Step<()> {
+    pub(super) async fn begin(&mut self, header: &Header) -> Step<()> {
         if self.plans.len() > PLANS_MAX {
             self.forget_plans().await?;
         }
@@ -430,43 +393,29 @@ impl<'a> Lane<'a> {
         let bound = {
             let mut history = self.shared.recent.lock();
             let bound = bound(&history, self.shared.identity.node, self.source.origin, header);
+            // The index takes commits in their order: those of workers are noted by the lane.
             recent::note_commit(&mut history, self.source.origin, header);
             bound
         };
         self.bound = sql_bound(bound).into_bytes();
         self.header = Some(header.clone());
-        self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
-        let previous = self.sent.to_string();
+        if self.is_lane() {
+            self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
+        }
+        let previous = self.own.to_string();
         self.session.execute("begin", &[Parameter::Text(previous.as_bytes())], Purpose::Other)?;
         Ok(())
     }
 
-    async fn end(&mut self) -> Step<()> {
+    pub(super) async fn end(&mut self) -> Step<()> {
         self.flush_batch()?;
         if let (Some(commit_lsn), Some(header)) = (self.open.take(), &self.header) {
             let (lsn, time) = (commit_lsn.to_string(), sql_time(header.commit_time));
             let which = [&lsn, &time].map(|text| Parameter::Text(text.as_bytes()));
             self.session.execute("end", &which, Purpose::Other)?;
             self.session.sync(commit_lsn);
-            self.sent = commit_lsn;
+            (self.sent, self.own) = (commit_lsn, commit_lsn);
         }
         Ok(())
-    }
-}
-
-/// Only one session may hold an origin: the one before may take a moment to end.
-async fn take_origin(session: &mut Session, name: &str) -> Result<()> {
-    let sql =
-        format!("select pg_catalog.pg_replication_origin_session_setup({})", quote::literal(name));
-    let mut tries = 0;
-    loop {
-        match session.query(&sql).await {
-            Ok(_) => return Ok(()),
-            Err(error) if tries >= 50 => {
-                return Err(error).with_context(|| format!("take replication origin {name}"));
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-        tries += 1;
     }
 }

@@ -1,8 +1,9 @@
 //! Applies the transactions of one origin: in its commit order, each as exactly one local transaction.
 //!
-//! A *lane* is the applier of one origin. All lanes of a *generation* share what the server said it has applied; when
+//! A *lane* is the applier of one origin; *workers* help it where cores are free. All lanes of a *generation* share what the server said it has applied; when
 //! the server goes away, the generation ends and the next one asks it again.
 
+mod ahead;
 mod array;
 mod calls;
 mod catalog;
@@ -10,16 +11,20 @@ mod check;
 mod column;
 mod element;
 mod failure;
+mod feed;
 mod gate;
 pub(crate) mod inherited;
 mod lane;
 mod plan;
+mod scope;
 mod session;
 mod shape;
 mod slow;
+mod start;
 mod taken_back;
 #[cfg(test)]
 mod tests;
+mod worker;
 mod write;
 
 use std::convert::Infallible;

@@ -12,6 +12,7 @@ use super::array::Array;
 use super::check::VersionCheck;
 use super::column::{Column, Local, LocalColumn};
 use super::element::Element;
+use super::scope::{Scope, table_digest};
 use super::session::Parameter;
 use super::shape::Place;
 pub(crate) use super::shape::{RowChange, Shape};
@@ -36,6 +37,10 @@ pub(crate) struct Plan {
     pub(super) indexes: Vec<UniqueIndex>,
     /// The foreign keys of the local table and to it.
     pub(super) foreign: ForeignKeys,
+    /// How far what is written to the local table reaches.
+    pub(super) scope: Scope,
+    /// Its name in write sets.
+    pub(super) digest: Digest,
 }
 
 impl Plan {
@@ -99,6 +104,8 @@ impl Plan {
             keys: RowKeys::new(relation, &local_keys),
             indexes: local_keys.indexes,
             foreign: ForeignKeys::default(),
+            scope: Scope::default(),
+            digest: table_digest(&relation.schema, &relation.name),
             table: quote::qualified(&relation.schema, &relation.name),
             columns,
             primary_key,

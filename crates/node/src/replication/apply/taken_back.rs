@@ -36,10 +36,11 @@ pub(crate) async fn take_back(shared: &Shared, source: &Source) -> Result<bool> 
     }
     let client = shared.sql("progress").await?;
     let name = origin_name(source.origin, source.incarnation);
+    origin::await_workers(&client, &name, TRIES_MAX).await?;
     // Held, so that nobody is in the middle of a commit.
     origin::take(&client, &name, TRIES_MAX).await?;
-    let told: Lsn =
-        one_text(&client, include_str!("../sql/session_progress.sql")).await?.parse()?;
+    let told = client.query_one(include_str!("../sql/life_progress.sql"), &[&name]).await?;
+    let told: Lsn = told.get::<_, String>(0).parse()?;
     let mut true_progress = told;
     while let Some((header, before)) = transaction_at(source, true_progress)? {
         if is_committed(&client, &name, &header).await? {
@@ -54,7 +55,7 @@ pub(crate) async fn take_back(shared: &Shared, source: &Source) -> Result<bool> 
     tracing::warn!(origin = %source.origin, %told, %true_progress,
         "the server counts a transaction as applied that was never committed; it is applied now");
     let lsn = true_progress.to_string();
-    client.query(include_str!("../sql/seed_origin.sql"), &[&name, &lsn]).await?;
+    client.query(include_str!("../sql/origins_beyond.sql"), &[&name, &lsn]).await?;
     Ok(true)
 }
 

@@ -40,12 +40,17 @@ impl Retries {
         self.lock().get_mut(&origin)?.pop_front()
     }
 
+    /// Whether a lane has any to try.
+    pub(crate) fn has_any(&self, origin: NodeId) -> bool {
+        self.lock().get(&origin).is_some_and(|waiting| !waiting.is_empty())
+    }
+
     /// Waits until the lane of `origin` has something to try again. Cancel safe.
     pub(crate) async fn wait(&self, origin: NodeId) {
         loop {
             let mut asked = std::pin::pin!(self.asked.notified());
             asked.as_mut().enable();
-            if self.lock().get(&origin).is_some_and(|waiting| !waiting.is_empty()) {
+            if self.has_any(origin) {
                 return;
             }
             asked.await;

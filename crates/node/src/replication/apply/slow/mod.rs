@@ -110,7 +110,7 @@ impl Lane<'_> {
         loop {
             let frame = match first.take() {
                 Some(frame) => frame,
-                None => self.reader.next().await?,
+                None => self.feed.next().await?,
             };
             let header = frame.header().context("the spool goes on in the middle of something")?;
             self.gate(&header).await?;
@@ -145,7 +145,8 @@ impl Lane<'_> {
     }
 
     fn slowly_applied(&mut self, commit_lsn: Lsn) {
-        self.sent = commit_lsn;
+        (self.sent, self.own) = (commit_lsn, commit_lsn);
+        self.workers.applied(commit_lsn);
         self.open = None;
         self.applied_any = true;
         self.begun_any = true;
@@ -178,7 +179,7 @@ impl Lane<'_> {
             if frame.is_last() {
                 break;
             }
-            frame = self.reader.next().await?;
+            frame = self.feed.next().await?;
         }
         Ok(match self.close_slowly(header, header.commit_lsn).await? {
             Ok(_) => Attempt::Applied,
@@ -216,7 +217,7 @@ impl Lane<'_> {
         for sql in ["begin", timing] {
             self.session.queue(sql, &[])?;
         }
-        let previous = self.sent.to_string();
+        let previous = self.own.to_string();
         let guard = [Parameter::Text(previous.as_bytes())];
         self.must(include_str!("../../sql/begin_apply.sql"), &guard).await?;
         Ok(())

@@ -65,7 +65,9 @@ impl Lane<'_> {
         self.ask(include_str!("../../sql/unquarantine.sql"), &parameters[..1]).await?;
         // The origin is where it was.
         let closed = self.close_slowly(&header, self.sent).await?;
-        closed.map_err(|error| Trouble::row(error.to_string())).map(drop)
+        closed.map_err(|error| Trouble::row(error.to_string()))?;
+        self.own = self.sent;
+        Ok(())
     }
 }
 
