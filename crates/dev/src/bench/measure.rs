@@ -168,7 +168,7 @@ pub(super) async fn settle(receiver: &Server, origin: &Session) -> Result<()> {
 }
 
 /// Writes the last marker, lets the system go on, and waits for the marker.
-async fn drain(system: &System, origin: &Session) -> Result<Duration> {
+pub(super) async fn drain(system: &System, origin: &Session) -> Result<Duration> {
     let marker = mark(origin).await?;
     let begin = Instant::now();
     system.resume().await?;

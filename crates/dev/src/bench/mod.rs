@@ -12,6 +12,7 @@ pub(crate) mod pglogical;
 mod report;
 pub mod router;
 mod system;
+mod workers;
 mod writer;
 
 use std::path::PathBuf;
@@ -30,6 +31,8 @@ pub enum Part {
     Drain,
     /// How fast one large transaction drains.
     Large,
+    /// How fast large transactions drain without and with workers; SynapseDB only.
+    Workers,
     /// How long after its commit a row is seen.
     Lag,
     /// What replication leaves of a writer's speed, with two receivers.
@@ -57,6 +60,9 @@ pub struct Options {
     /// Rows of one large transaction.
     #[arg(long, default_value_t = 500_000)]
     pub rows: u64,
+    /// Transactions of 500 rows that accumulate for lanes without and with workers.
+    #[arg(long, default_value_t = 1000)]
+    pub worker_transactions: u64,
     /// Rows of the transaction, and number of transactions, during which the agents' memory is watched.
     #[arg(long, default_value_t = 1_000_000)]
     pub memory_rows: u64,
@@ -132,6 +138,12 @@ pub async fn run(binary: Binary, options: Options) -> Result<()> {
             report.add("pglogical", figures.context("pglogical")?);
         }
         eprintln!("round {round} of {} is done", options.rounds);
+    }
+    if !options.without_native && options.has(Part::Workers) {
+        for _ in 0..options.rounds {
+            let figures = workers::measure(&binary, &options).await;
+            report.add("SynapseDB", figures.context("SynapseDB")?);
+        }
     }
     if !options.without_native && options.has_any(&[Part::Memory, Part::Conflicts]) {
         let figures = endurance::measure(&binary, &options).await;

@@ -54,6 +54,20 @@ impl System {
     /// Starts a mesh with the tables of the measurements.
     pub(super) async fn native(binary: &Binary, nodes: u16) -> Result<Self> {
         let cluster = binary.cluster(nodes).await;
+        Self::of(cluster).await
+    }
+
+    /// The same, with so many workers for every lane.
+    pub(super) async fn with_workers(binary: &Binary, nodes: u16, workers: i64) -> Result<Self> {
+        let cluster = binary.lay_out(nodes);
+        for node in cluster.nodes() {
+            node.configure("replication.apply_workers", workers);
+        }
+        cluster.start().await;
+        Self::of(cluster).await
+    }
+
+    async fn of(cluster: Cluster) -> Result<Self> {
         cluster.node(1).server().try_rows(TABLES).await?;
         cluster.all_show("select n from bench_marker", &["0"]).await;
         Ok(Self::Native(Box::new(cluster)))

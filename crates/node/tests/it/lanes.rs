@@ -31,6 +31,7 @@ async fn cluster(nodes: u16) -> Cluster {
     }
     cluster.all_show("select count(*) from wide", &[&nodes.to_string()]).await;
     cluster.all_show("select count(*) from marker", &[&nodes.to_string()]).await;
+    await_workers(cluster.node(2)).await;
     cluster
 }
 
@@ -116,6 +117,8 @@ async fn write(session: Session, from: usize, stop: Arc<AtomicBool>) -> usize {
     while !stop.load(Ordering::Relaxed) {
         session.batch_execute(&insert(from + written)).await.unwrap();
         written += 1;
+        // The receiver has the same cores, and is to keep up.
+        tokio::time::sleep(Duration::from_millis(60)).await;
         if written % 3 == 0 {
             let earlier = (from + written - 2) * 1000;
             let update = format!(
@@ -204,6 +207,16 @@ async fn conflicts_with_local_writers_end_alike() {
     }
 }
 
+/// The sessions of the workers, which come back by themselves.
+async fn await_workers(receiver: &Node) {
+    let workers = "select count(*) from pg_stat_activity
+                   where application_name like 'synapsedb apply 1 worker %' and state = 'idle'";
+    eventually("both workers are there", NOTICED, async || {
+        agent(receiver).shows(workers, &["2"]).await
+    })
+    .await;
+}
+
 /// The session of the worker that waits for its turn, on a node where the transaction before it waits for a lock.
 async fn waiting_worker(receiver: &Node) -> String {
     let waits = "select pid from pg_stat_activity
@@ -225,6 +238,7 @@ async fn hold_back(cluster: &Cluster, locker: &Session) -> String {
         origin.sql(&insert(n)).await;
     }
     cluster.assert_equal_rows().await;
+    await_workers(receiver).await;
     locker.batch_execute("begin; select from wide where id = 1000 for update").await.unwrap();
     receiver.pause_agent();
     for from in [1000, 2000] {
@@ -265,7 +279,7 @@ async fn a_worker_that_is_ended_leaves_its_transaction_to_the_lane() {
     cluster.assert_equal_rows().await;
     let once = "select count(*) from wide where n = 1";
     cluster.all_show(once, &["600"]).await;
-    // It comes back.
+    await_workers(receiver).await;
     receiver.pause_agent();
     for n in 11..=30 {
         cluster.node(1).sql(&insert(n)).await;

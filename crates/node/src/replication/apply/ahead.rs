@@ -43,7 +43,7 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// None yet: they begin with the first transaction that is worth it.
+    /// None yet.
     pub(super) fn none() -> Self {
         let (reporter, reports) = mpsc::unbounded_channel();
         Self {
@@ -114,11 +114,13 @@ impl Lane<'_> {
 
     /// Applies a transaction, and those behind it as long as there are any for workers among them.
     pub(super) async fn work_ahead(&mut self, first: Frame) -> Step<()> {
-        self.start_workers();
         self.send_run().await?;
         self.settle_all().await?;
         self.feed.put_back(vec![first]);
         loop {
+            while let Ok(report) = self.workers.reports.try_recv() {
+                self.hear(report)?;
+            }
             self.notice_catalog().await?;
             while self.has_room() && self.read_ahead()? {}
             while let Some(effect) = self.workers.schedule.next() {
@@ -135,7 +137,8 @@ impl Lane<'_> {
         }
     }
 
-    fn start_workers(&mut self) {
+    /// Starts the workers; each has a session before the first transaction for it comes.
+    pub(super) fn start_workers(&mut self) {
         for number in self.workers.orders.len()..self.shared.config.apply_workers {
             let (orders, told) = mpsc::unbounded_channel();
             let (shared, source) = (self.shared.clone(), self.source.clone());

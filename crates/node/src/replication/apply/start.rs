@@ -50,6 +50,7 @@ impl<'a> Lane<'a> {
         let feed = Feed::new(source.spool.reader_after(sent)?);
         let mut lane = Self::new(shared, source, session, feed, None).await?;
         (lane.sent, lane.own, lane.workers.committed) = (sent, own, sent);
+        lane.start_workers();
         Ok(lane)
     }
 
