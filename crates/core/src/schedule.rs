@@ -106,12 +106,12 @@ impl Schedule {
         self.entries.len()
     }
 
-    /// Whether there is anything for workers: as long as there is not, reading on is of no use.
+    /// Whether anything large is under way: as long as there is not, reading on is of no use.
     pub fn has_for_workers(&self) -> bool {
         self.entries.iter().any(|entry| match entry.state {
             State::Given(_) | State::Executed(_) | State::Committing(_) => true,
-            State::Waiting => entry.suits,
-            State::Own => false,
+            // While the lane does a large one, workers may do those behind it.
+            State::Waiting | State::Own => entry.suits,
         })
     }
 
@@ -133,7 +133,7 @@ impl Schedule {
         given.collect()
     }
 
-    /// Takes note of an event; what is to be done then says [`Schedule::next`].
+    /// Takes note of an event; what is to be done then says [`Schedule::due`].
     pub fn step(&mut self, event: Event) {
         match event {
             Event::Read { lsn, set, suits } => {
@@ -172,7 +172,7 @@ impl Schedule {
     }
 
     /// What is to be done next, which counts as begun; nothing when something must happen first.
-    pub fn next(&mut self) -> Option<Effect> {
+    pub fn due(&mut self) -> Option<Effect> {
         self.begin().or_else(|| self.commit()).or_else(|| self.own())
     }
 

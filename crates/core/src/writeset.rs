@@ -1,4 +1,4 @@
-//! What a transaction writes, as far as another one may be in its way: rows and unique values, whole tables, or anything.
+//! What a transaction writes that may be in the way of another: rows and unique values, whole tables, or anything.
 //!
 //! Two transactions of which neither writes what the other does may be applied at the same time, in whatever order
 //! their statements come. A set says too much rather than too little: values are kept as the lower half of their

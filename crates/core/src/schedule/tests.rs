@@ -1,5 +1,7 @@
 //! All interleavings of all small histories: commits in order, nothing at the same time that meets, everything done.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 
 use super::*;
@@ -84,7 +86,7 @@ impl World<'_> {
 
     /// Does what is to be done next. Answers what is violated.
     fn act(&mut self) -> Result<(), String> {
-        if let Some(effect) = self.schedule.next() {
+        if let Some(effect) = self.schedule.due() {
             match effect {
                 Effect::Begin(Worker(worker), begun) => {
                     let index = begun.0 as usize - 1;
@@ -127,7 +129,7 @@ impl World<'_> {
 
     fn possible(&self) -> Vec<Happens> {
         let mut possible = Vec::new();
-        if self.schedule.clone().next().is_some() {
+        if self.schedule.clone().due().is_some() {
             possible.push(Happens::Act);
         }
         if self.read < self.history.len() {
@@ -310,12 +312,12 @@ fn disjoint_transactions_are_under_way_at_once() {
     for (index, writes) in [Writes::A, Writes::B].into_iter().enumerate() {
         schedule.step(Event::Read { lsn: lsn(index), set: writes.set(), suits: true });
     }
-    assert_eq!(schedule.next(), Some(Effect::Begin(Worker(0), lsn(1))));
-    assert_eq!(schedule.next(), Some(Effect::Own(lsn(0))), "the lane does the first itself");
+    assert_eq!(schedule.due(), Some(Effect::Begin(Worker(0), lsn(1))));
+    assert_eq!(schedule.due(), Some(Effect::Own(lsn(0))), "the lane does the first itself");
     schedule.step(Event::Executed(Worker(0)));
-    assert_eq!(schedule.next(), None, "it is not its turn");
+    assert_eq!(schedule.due(), None, "it is not its turn");
     schedule.step(Event::Committed(lsn(0)));
-    assert_eq!(schedule.next(), Some(Effect::Commit(Worker(0), lsn(1))));
+    assert_eq!(schedule.due(), Some(Effect::Commit(Worker(0), lsn(1))));
     let history = [Writes::A, Writes::A].map(|writes| Transaction { writes, suits: true });
     let mut schedule = Schedule::default();
     schedule.step(Event::Free(Worker(0)));
@@ -323,17 +325,15 @@ fn disjoint_transactions_are_under_way_at_once() {
         let set = transaction.writes.set();
         schedule.step(Event::Read { lsn: lsn(index), set, suits: true });
     }
-    assert_eq!(schedule.next(), Some(Effect::Own(lsn(0))));
-    assert_eq!(schedule.next(), Some(Effect::Own(lsn(1))), "behind it in the lane's own session");
-    assert_eq!(schedule.next(), None);
+    assert_eq!(schedule.due(), Some(Effect::Own(lsn(0))));
+    assert_eq!(schedule.due(), Some(Effect::Own(lsn(1))), "behind it in the lane's own session");
+    assert_eq!(schedule.due(), None);
 }
 
 #[test]
 fn what_is_broken_on_purpose_is_found() {
     let found = |broken: Broken| {
-        histories(3)
-            .iter()
-            .any(|history| all_interleavings(history, 2, broken, 1).is_err())
+        histories(3).iter().any(|history| all_interleavings(history, 2, broken, 1).is_err())
     };
     assert!(found(Broken::Sets), "write sets are not compared");
     assert!(found(Broken::Order), "workers commit as soon as they can");

@@ -45,6 +45,7 @@ async fn drain(system: &System, transactions: u64) -> Result<f64> {
     let sql = TRANSACTIONS.replace("$count", &transactions.to_string());
     session.batch_execute(&sql).await.context("write the transactions")?;
     let drained = measure::drain(system, &session).await?;
-    measure::same(system, "select count(*), sum(id), sum(length(payload)) from bench_large").await?;
+    measure::same(system, "select count(*), sum(id), sum(length(payload)) from bench_large")
+        .await?;
     Ok(drained.as_secs_f64())
 }

@@ -90,29 +90,34 @@ impl Metrics {
             "Transactions that a worker took back and left to its lane: they met something",
             &metrics.worker_refusals,
         );
+        metrics.register_the_rest(registry);
+        metrics
+    }
+
+    /// What is no plain counter.
+    fn register_the_rest(&self, registry: &mut Registry) {
         let name = "synapsedb_replication_conflicts";
-        registry.register(name, "Conflicts that were settled here", metrics.conflicts.clone());
+        registry.register(name, "Conflicts that were settled here", self.conflicts.clone());
         registry.register(
             "synapsedb_replication_remembered_writes",
             "Commits, deletes and unique claims that not every member is known to have seen",
-            metrics.remembered_writes.clone(),
+            self.remembered_writes.clone(),
         );
         for (name, help, gauge) in [
             (
                 "large_objects",
                 "Large objects on this node, at most 1000 counted",
-                &metrics.large_objects,
+                &self.large_objects,
             ),
             (
                 "unlogged_tables",
                 "Unlogged tables, whose rows are on this node",
-                &metrics.unlogged_tables,
+                &self.unlogged_tables,
             ),
         ] {
             let help = format!("{help}: they are not replicated");
             registry.register(format!("synapsedb_replication_{name}"), help, gauge.clone());
         }
-        metrics
     }
 
     pub(crate) fn not_replicated(&self, found: &NotReplicatedBody) {

@@ -89,8 +89,8 @@ pub struct Config {
     pub apply_worker_claims_max: usize,
     /// How long a worker waits for a lock; then it leaves its transaction to the lane.
     pub apply_worker_lock_timeout_ms: u64,
-    /// How often a worker that waits for its turn looks whether it keeps somebody waiting for a lock; then it takes back
-    /// what it has done, and leaves its transaction to the lane.
+    /// How often a worker that waits for its turn looks whether it keeps somebody waiting for a lock; then it takes
+    /// back what it has done, and leaves its transaction to the lane.
     pub apply_worker_yield_ms: u64,
     /// Transactions that a lane with workers reads ahead of what is applied at most.
     pub apply_ahead_transactions_max: usize,
@@ -323,8 +323,8 @@ pub(crate) fn origin_name(node: NodeId, incarnation: Incarnation) -> String {
     format!("synapsedb_{node}_{incarnation}")
 }
 
-/// The name of the replication origin under which a worker applies transactions of a life of a node: PostgreSQL gives an
-/// origin to one session only. Workers are numbered from 0.
+/// The name of the replication origin under which a worker applies transactions of a life of a node: PostgreSQL gives
+/// an origin to one session only. Workers are numbered from 0.
 pub(crate) fn worker_origin_name(node: NodeId, incarnation: Incarnation, worker: usize) -> String {
     format!("{}_w{}", origin_name(node, incarnation), worker + 1)
 }

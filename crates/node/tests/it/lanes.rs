@@ -1,4 +1,4 @@
-//! Workers of a lane: large transactions of one origin are applied at the same time, and are seen in the origin's order.
+//! Workers of a lane: large transactions of one origin are applied at the same time, and seen in the origin's order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +69,8 @@ async fn disjoint_transactions_go_to_workers_and_dependent_ones_do_not() {
     assert!(lane["worker_transactions"].as_f64() >= Some(10.0), "{lane}");
     receiver.pause_agent();
     for n in 1..=20 {
-        let same = format!("update wide set n = n + 1, v = v || '{n}' where id between 1000 and 1299");
+        let same =
+            format!("update wide set n = n + 1, v = v || '{n}' where id between 1000 and 1299");
         origin.sql(&same).await;
     }
     receiver.resume();
@@ -121,9 +122,8 @@ async fn write(session: Session, from: usize, stop: Arc<AtomicBool>) -> usize {
         tokio::time::sleep(Duration::from_millis(60)).await;
         if written % 3 == 0 {
             let earlier = (from + written - 2) * 1000;
-            let update = format!(
-                "update wide set n = n + 1 where id between {earlier} and {earlier} + 299"
-            );
+            let update =
+                format!("update wide set n = n + 1 where id between {earlier} and {earlier} + 299");
             session.batch_execute(&update).await.unwrap();
         }
     }
@@ -242,8 +242,7 @@ async fn hold_back(cluster: &Cluster, locker: &Session) -> String {
     locker.batch_execute("begin; select from wide where id = 1000 for update").await.unwrap();
     receiver.pause_agent();
     for from in [1000, 2000] {
-        let update =
-            format!("update wide set n = n + 1 where id between {from} and {from} + 299");
+        let update = format!("update wide set n = n + 1 where id between {from} and {from} + 299");
         origin.sql(&update).await;
     }
     receiver.resume();

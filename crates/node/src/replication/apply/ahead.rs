@@ -1,7 +1,7 @@
 //! The lane with its workers: reads ahead, hands over what is worth it, and lets everything commit in its turn.
 //!
-//! It begins where a large transaction comes and ends when none is left: whatever comes between is applied by the lane as
-//! ever. What may be done when decides [`synapsedb_core::schedule`].
+//! It begins where a large transaction comes and ends when none is left: whatever comes between is applied by the
+//! lane as ever. What may be done when decides [`synapsedb_core::schedule`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -123,7 +123,7 @@ impl Lane<'_> {
             }
             self.notice_catalog().await?;
             while self.has_room() && self.read_ahead()? {}
-            while let Some(effect) = self.workers.schedule.next() {
+            while let Some(effect) = self.workers.schedule.due() {
                 match effect {
                     Effect::Begin(worker, lsn) => self.hand_over(worker, lsn)?,
                     Effect::Commit(worker, lsn) => self.commit_by(worker, lsn),

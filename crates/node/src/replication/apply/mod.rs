@@ -1,6 +1,7 @@
 //! Applies the transactions of one origin: in its commit order, each as exactly one local transaction.
 //!
-//! A *lane* is the applier of one origin; *workers* help it where cores are free. All lanes of a *generation* share what the server said it has applied; when
+//! A *lane* is the applier of one origin; *workers* help it where cores are free.
+//! All lanes of a *generation* share what the server said it has applied; when
 //! the server goes away, the generation ends and the next one asks it again.
 
 mod ahead;

@@ -1,8 +1,8 @@
-//! A worker of a lane: a session of its own that applies a transaction ahead of its turn, and commits it when it is told.
+//! A worker of a lane: a session of its own that applies a transaction ahead of its turn, and commits it when told.
 //!
-//! It is a lane that is given its transactions. Until it is told to commit, nothing that it has done is seen by anybody,
-//! and it lets go of it whenever it is in doubt: when something is not as expected, when a lock is not free, and when it
-//! keeps others waiting. So whoever waits for whatever reason, a worker is not the cause for long.
+//! It is a lane that is given its transactions. Until it is told to commit, nothing that it has done is seen by
+//! anybody, and it lets go of it whenever it is in doubt: when something is not as expected, when a lock is not free,
+//! and when it keeps others waiting. So whoever waits for whatever reason, a worker is not the cause for long.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -200,8 +200,8 @@ impl<R: Fn(Said) -> bool> Session<'_, R> {
 }
 
 impl Lane<'_> {
-    /// Whether a write is known by now that a transaction had not seen and that is in its way, though it was not when it
-    /// was executed: no row shows where a delete has been.
+    /// Whether a write is known by now that a transaction had not seen and that is in its way, though it was not when
+    /// it was executed: no row shows where a delete has been.
     fn meets_unseen(&self, transaction: &Transaction) -> Step<bool> {
         let Transaction { header, frames } = transaction;
         let version = recent::version(self.source.origin, header);
