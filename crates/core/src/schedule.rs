@@ -179,13 +179,14 @@ impl Schedule {
     fn begin(&mut self) -> Option<Effect> {
         let worker = *self.free.last()?;
         let first = self.entries.front()?.lsn;
-        // What the lane comes to now it does itself: its order needs no hand-over.
-        let turn = self.entries.iter().take_while(|entry| entry.state == State::Own).count();
+        // What the lane comes to now it does itself, unless it has a large one under way: its order needs no hand-over.
+        let own = || self.entries.iter().take_while(|entry| entry.state == State::Own);
+        let skipped = own().count() + usize::from(!own().any(|entry| entry.suits));
         let fit = |entry: &&mut Entry| {
             let alone = entry.follows.is_none_or(|before| before < first);
             entry.state == State::Waiting && entry.suits && alone
         };
-        let entry = self.entries.iter_mut().skip(turn + 1).find(fit)?;
+        let entry = self.entries.iter_mut().skip(skipped).find(fit)?;
         entry.state = State::Given(worker);
         self.free.pop();
         Some(Effect::Begin(worker, entry.lsn))

@@ -81,7 +81,7 @@ pub struct Config {
     pub apply_window_bytes: usize,
     /// Rows that one bulk INSERT carries at most.
     pub apply_batch_rows: usize,
-    /// Workers of each lane, which apply large transactions ahead of their turn; 0 where no core is free for them.
+    /// Workers of each lane, which apply large transactions ahead of their turn. None by default: see decision 023.
     pub apply_workers: usize,
     /// Rows from which on a transaction is worth being handed to a worker.
     pub apply_worker_min_rows: usize,
@@ -145,7 +145,7 @@ impl Default for Config {
             apply_window: 256,
             apply_window_bytes: 1 << 20,
             apply_batch_rows: 1000,
-            apply_workers: workers_of(std::thread::available_parallelism().map_or(1, usize::from)),
+            apply_workers: 0,
             apply_worker_min_rows: 100,
             apply_worker_claims_max: 50_000,
             apply_worker_lock_timeout_ms: 100,
@@ -170,12 +170,6 @@ impl Default for Config {
             verify: verify::Config::default(),
         }
     }
-}
-
-/// Workers of a lane on a machine with so many cores: on a small one, none is free for them.
-const fn workers_of(cores: usize) -> usize {
-    let workers = cores / 4;
-    if workers < WORKERS_MAX { workers } else { WORKERS_MAX }
 }
 
 /// The most workers that a lane may have: all of them, with those of the other lanes, need an origin of the server's.
