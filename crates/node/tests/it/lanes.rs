@@ -256,8 +256,9 @@ async fn a_worker_lets_go_of_what_others_wait_for() {
     let cluster = cluster(2).await;
     let receiver = cluster.node(2);
     let session = receiver.session().await;
-    hold_back(&cluster, &session).await;
+    // Before anything is held: on a slow machine the worker may let go of it before this session asks.
     let before = refusals(receiver).await;
+    hold_back(&cluster, &session).await;
     // The lane waits for this session, and this session for the worker, which waits for the lane.
     let begun = Instant::now();
     session.batch_execute("update wide set v = 'local' where id = 2000; commit").await.unwrap();
