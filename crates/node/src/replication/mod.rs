@@ -9,8 +9,8 @@
 pub mod api;
 pub mod apply;
 mod bootstrap;
-pub mod clock;
-mod conflicts;
+mod clock;
+pub mod conflicts;
 mod crowd;
 pub mod ddl;
 pub mod durability;

@@ -91,14 +91,24 @@ impl Lane<'_> {
         Ok(number)
     }
 
-    async fn local_columns(&mut self, relation: &Relation) -> Step<Vec<LocalColumn>> {
+    /// What a statement of the lane's tells of a local table.
+    async fn look_up(
+        &mut self,
+        statement: &str,
+        relation: &Relation,
+    ) -> Step<Vec<Vec<Option<Bytes>>>> {
         let parameters = [
             Parameter::Text(relation.schema.as_bytes()),
             Parameter::Text(relation.name.as_bytes()),
         ];
-        let Some(rows) = self.session.lookup("table", &parameters).await? else {
-            return Err(self.failure().await);
-        };
+        match self.session.lookup(statement, &parameters).await? {
+            Some(rows) => Ok(rows),
+            None => Err(self.failure().await),
+        }
+    }
+
+    async fn local_columns(&mut self, relation: &Relation) -> Step<Vec<LocalColumn>> {
+        let rows = self.look_up("table", relation).await?;
         let columns = rows.iter().map(|row| {
             Ok(LocalColumn {
                 name: text(row, 1)?.to_owned(),
@@ -122,25 +132,13 @@ impl Lane<'_> {
         if relation.columns.iter().all(|column| is_here(&column.name)) {
             return Ok(Vec::new());
         }
-        let parameters = [
-            Parameter::Text(relation.schema.as_bytes()),
-            Parameter::Text(relation.name.as_bytes()),
-        ];
-        let Some(rows) = self.session.lookup("dropped_columns", &parameters).await? else {
-            return Err(self.failure().await);
-        };
+        let rows = self.look_up("dropped_columns", relation).await?;
         let names = rows.iter().map(|row| Ok(text(row, 0)?.to_owned()));
         Ok(names.collect::<Result<_>>()?)
     }
 
     async fn local_keys(&mut self, relation: &Relation) -> Step<LocalKeys> {
-        let parameters = [
-            Parameter::Text(relation.schema.as_bytes()),
-            Parameter::Text(relation.name.as_bytes()),
-        ];
-        let Some(rows) = self.session.lookup("keys", &parameters).await? else {
-            return Err(self.failure().await);
-        };
+        let rows = self.look_up("keys", relation).await?;
         let indexes = rows.iter().map(|row| {
             let flags = [text(row, 1)? == "t", text(row, 2)? == "t", text(row, 3)? == "t"];
             UniqueIndex::new(text(row, 0)?, flags, text(row, 4)?)
@@ -154,13 +152,7 @@ impl Lane<'_> {
         if self.shared.config.apply_workers == 0 {
             return Ok(Scope::default());
         }
-        let parameters = [
-            Parameter::Text(relation.schema.as_bytes()),
-            Parameter::Text(relation.name.as_bytes()),
-        ];
-        let Some(rows) = self.session.lookup("scope", &parameters).await? else {
-            return Err(self.failure().await);
-        };
+        let rows = self.look_up("scope", relation).await?;
         Ok(match rows.first() {
             Some(row) => Scope::parse(text(row, 0)?),
             None => Scope::default(),
@@ -168,13 +160,7 @@ impl Lane<'_> {
     }
 
     async fn foreign_keys(&mut self, relation: &Relation) -> Step<Vec<Concern>> {
-        let parameters = [
-            Parameter::Text(relation.schema.as_bytes()),
-            Parameter::Text(relation.name.as_bytes()),
-        ];
-        let Some(rows) = self.session.lookup("foreign_keys", &parameters).await? else {
-            return Err(self.failure().await);
-        };
+        let rows = self.look_up("foreign_keys", relation).await?;
         let concern =
             |row: &Vec<_>| Concern::new(text(row, 0)?, text(row, 1)? == "t", text(row, 2)? == "t");
         Ok(rows.iter().map(concern).collect::<Result<_>>()?)
