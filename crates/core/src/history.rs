@@ -244,6 +244,12 @@ impl History {
         self.arrivals.may_have_older(row, version)
     }
 
+    /// The transactions that have brought older versions of a row here behind a delete of this `version`, or may have:
+    /// of each origin the last. They may still be on their way.
+    pub fn arrivals_before(&mut self, row: Digest, version: RowVersion) -> VersionVector {
+        self.arrivals.older(row, version)
+    }
+
     /// The latest delete of a row that is remembered.
     pub fn tombstone(&self, row: Digest) -> Option<RowVersion> {
         self.tombstones.get(&row).copied()
@@ -287,6 +293,17 @@ impl History {
         let entries = self.entries.entry(version.origin).or_default();
         entries.push_back((version.lsn, Entry::Claim(value)));
         beats
+    }
+
+    /// The transactions that claim a unique value for another row and that `writer` had not seen: of each origin the last.
+    pub fn claims_unseen(&self, value: Digest, row: Digest, writer: &Writer<'_>) -> VersionVector {
+        let claims = self.claims.get(&value).map(Vec::as_slice).unwrap_or_default();
+        let unseen = claims.iter().filter(|claim| claim.row != row);
+        let mut last = VersionVector::new();
+        for Claim { version, .. } in unseen.filter(|claim| !writer.has_seen(&claim.version)) {
+            last.advance(version.origin, version.lsn);
+        }
+        last
     }
 
     /// A write on a row of a table with a policy of its own. Answers whether another one is known that it had not seen.
@@ -654,6 +671,7 @@ mod tests {
         let mut history = History::new(1);
         history.arrived(ROW, version(2, 4, 40));
         assert!(history.deleted(ROW, version(1, 5, 50)), "the row that arrived is older");
+        assert_eq!(history.arrivals_before(ROW, version(1, 5, 50)), vector(&[(2, 4)]));
         history.arrived(OTHER, version(2, 5, 45));
         assert!(history.deleted(Digest(1), version(1, 6, 60)), "more arrived than is remembered");
         history.decoded(node(2), Lsn(5));
@@ -670,6 +688,8 @@ mod tests {
         assert!(!history.claim(VALUE, OTHER, &seen), "it had seen the first let it go");
         let clash = Writer { version: version(3, 6, 40), vector: &unaware };
         assert!(history.claim(VALUE, Digest(1), &clash));
+        assert_eq!(history.claims_unseen(VALUE, Digest(1), &clash), vector(&[(1, 5), (2, 6)]));
+        assert!(history.claims_unseen(VALUE, OTHER, &seen).is_empty());
         assert_eq!(history.taken_by(VALUE, Digest(1), clash.version), Some(seen.version));
         assert_eq!(history.taken_by(VALUE, OTHER, seen.version), None);
     }

@@ -74,6 +74,17 @@ impl Arrivals {
         before.is_some_and(|(arrived, _)| *arrived == row) || !self.unknown.is_empty()
     }
 
+    /// The transactions that have brought older versions of the row than `version`, or may have: of each origin the last.
+    pub(super) fn older(&mut self, row: Digest, version: RowVersion) -> VersionVector {
+        self.sort();
+        let mut older = self.unknown.clone();
+        let arrived = self.sorted.range(..(row, version)).rev();
+        for (_, arrived) in arrived.take_while(|(arrived, _)| *arrived == row) {
+            older.advance(arrived.origin, arrived.lsn);
+        }
+        older
+    }
+
     /// Whether any version of the row may be among them.
     pub(super) fn may_have(&mut self, row: Digest) -> bool {
         self.sort();
@@ -110,6 +121,8 @@ mod tests {
         assert!(!arrivals.may_have_older(Digest(7), version(2, 1, 99)), "it is younger");
         assert!(!arrivals.may_have_older(Digest(8), version(2, 1, 200)));
         assert!(arrivals.may_have_older(Digest(7), version(2, 1, 200)));
+        assert_eq!(arrivals.older(Digest(7), version(2, 1, 200)).get(one), Lsn(10));
+        assert!(arrivals.older(Digest(7), version(2, 1, 99)).is_empty());
         assert!(arrivals.may_have(Digest(7)) && !arrivals.may_have(Digest(6)));
         assert!(!arrivals.may_have(Digest(8)));
         arrivals.push(Digest(7), version(2, 20, 150));
@@ -128,6 +141,8 @@ mod tests {
         arrivals.push(Digest(1), version(1, 10, 1));
         arrivals.push(Digest(2), version(1, 11, 2));
         assert!(arrivals.may_have_older(Digest(9), version(2, 1, 3)));
+        let unknown = arrivals.older(Digest(9), version(2, 1, 3));
+        assert_eq!(unknown.get(NodeId::new(1).unwrap()), Lsn(11));
         arrivals.decoded(NodeId::new(1).unwrap(), Lsn(10));
         assert!(arrivals.may_have_older(Digest(9), version(2, 1, 3)));
         arrivals.decoded(NodeId::new(1).unwrap(), Lsn(11));

@@ -197,6 +197,7 @@ pub(crate) struct Shared {
     pub(crate) outcomes: outcome::Outcomes,
     pub(crate) rewrites: rewrites::Rewrites,
     pub(crate) foreign_keys: foreign_keys::check::Checks,
+    pub(crate) rechecks: recheck::Rechecks,
     /// Grows when a table or a policy may have changed here: what is known of them is asked for anew.
     pub(crate) catalog: AtomicU64,
     pub(crate) status: status::Board,
@@ -298,6 +299,7 @@ pub fn new(
         outcomes,
         rewrites: rewrites::Rewrites::default(),
         foreign_keys: foreign_keys::check::Checks::default(),
+        rechecks: recheck::Rechecks::default(),
         catalog: AtomicU64::new(0),
         status: status::Board::default(),
         metrics: metrics::Metrics::register(registry),

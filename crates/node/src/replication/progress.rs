@@ -35,6 +35,13 @@ impl Applied {
         look(&self.visible.borrow())
     }
 
+    /// Whether everything of the others in `awaits` is visible on the node `here`.
+    pub(crate) fn shows(&self, here: NodeId, awaits: &VersionVector) -> bool {
+        self.with_visible(|visible| {
+            awaits.iter().all(|(node, lsn)| node == here || visible.get(node) >= lsn)
+        })
+    }
+
     /// Told at every change of [`Applied::visible`].
     pub fn watch_visible(&self) -> watch::Receiver<VersionVector> {
         self.visible.subscribe()

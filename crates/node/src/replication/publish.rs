@@ -26,7 +26,7 @@ use super::crowd::Crowd;
 use super::durability::gate::{Gate, Positions};
 use super::durability::settings;
 use super::recent;
-use super::recheck::{self, Recheck};
+use super::recheck::Recheck;
 use super::spool::{Header, SpoolError, Tail, Writer};
 use super::{Shared, bootstrap, ddl, guard, origin_name, outcome, parse_origin_name};
 use crate::tasks::Shutdown;
@@ -288,11 +288,6 @@ impl<'a> Publisher<'a> {
                 Box::pin(self.notice_catalog()).await?;
                 self.frame(body)
             }
-            Some(b'C') if !self.rechecks.is_empty() => {
-                // Before it is spooled: after a crash it is decoded again then, and looked at again.
-                Box::pin(recheck::all(self.shared, std::mem::take(&mut self.rechecks))).await?;
-                self.frame(body)
-            }
             Some(b'Y') => Ok(()),
             _ => self.frame(body),
         }
@@ -304,6 +299,7 @@ impl<'a> Publisher<'a> {
             Message::Begin { commit_lsn, commit_time, xid } => {
                 self.transactions += 1;
                 self.marks.clear();
+                self.rechecks.clear();
                 if self.expected.is_some_and(|mark| mark.is(commit_lsn, commit_time, xid)) {
                     self.expected = None;
                 }
@@ -411,6 +407,7 @@ impl<'a> Publisher<'a> {
                 recent::note_commit(&mut self.shared.recent.lock(), here, &header);
                 self.writer.commit(end_lsn)?;
                 self.gate.committed(header.commit_lsn, end_lsn);
+                self.shared.rechecks.look_at(std::mem::take(&mut self.rechecks));
                 self.unsynced = true;
                 self.shared.metrics.published_transactions.inc();
             }

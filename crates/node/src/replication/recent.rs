@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::foreign_keys::{self, Concern, ForeignKeys};
 use super::keys::{self, LocalKeys, RowKeys};
+use super::recheck::{Place, Recheck};
 use super::spool::{Frame, Header, Spool};
 use super::{Shared, other_members};
 
@@ -208,6 +209,48 @@ fn note_new(
     closely
 }
 
+/// The transactions of others that may meet the place of a local change, unseen by it, as far as they are known: of each
+/// origin the last. They may still be on their way.
+pub(crate) fn unseen_by(
+    history: &mut History,
+    keys: &RowKeys,
+    change: &Change<'_>,
+    writer: &Writer<'_>,
+) -> VersionVector {
+    let (old, new) = match change {
+        Change::Insert { new, .. } => (None, Some(new)),
+        Change::Update { old, new, .. } => (old.as_ref(), Some(new)),
+        Change::Delete { old, .. } => (Some(old), None),
+        Change::Truncate { .. } => (None, None),
+    };
+    let mut unseen = VersionVector::new();
+    if let Some(left) = old.and_then(|old| keys.row(old_values(old))) {
+        unseen.merge(&history.arrivals_before(left, writer.version));
+    }
+    if let Some((new, row)) = new.and_then(|new| Some((new, keys.row(new)?))) {
+        for value in keys.claims(new) {
+            unseen.merge(&history.claims_unseen(value, row, writer));
+        }
+    }
+    unseen
+}
+
+/// The latest write of node `here` that takes the place or a unique value from what a remote change writes.
+fn beaten_by(
+    history: &History,
+    here: NodeId,
+    keys: &RowKeys,
+    change: &Change<'_>,
+    writer: &Writer<'_>,
+) -> Option<RowVersion> {
+    let (Change::Insert { new, .. } | Change::Update { new, .. }) = change else { return None };
+    let (row, incoming) = (keys.row(new)?, writer.version);
+    let deleted = history.tombstone(row).filter(|tombstone| *tombstone > incoming);
+    let taken = keys.claims(new).filter_map(|value| history.taken_by(value, row, incoming));
+    let beaten = deleted.into_iter().chain(taken);
+    beaten.filter(|by| by.origin == here && !writer.has_seen(by)).max()
+}
+
 /// Whether a delete or a unique claim is known that the writer of a change had not seen and that is in its way, though
 /// no row here may show it.
 pub(crate) fn meets_unseen(
@@ -273,8 +316,11 @@ pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<
     let client = shared.sql("history").await?;
     let mut tables = Tables { client, known: HashMap::new() };
     let decoded = shared.spools.own_vector();
-    for (origin, lives) in lives {
-        let local = origin == shared.identity.node;
+    // What was written here first: what of the others met it unseen, and was not looked at again, shows then.
+    let here = shared.identity.node;
+    let own = lives.remove_entry(&here);
+    for (origin, lives) in own.into_iter().chain(lives) {
+        let local = origin == here;
         let through = if local { Lsn(u64::MAX) } else { applied.get(origin) };
         let decoded = if local { Lsn(u64::MAX) } else { decoded.get(origin) };
         for (spool, ended) in lives {
@@ -373,7 +419,8 @@ async fn read_spool(
         };
         let writer = Writer { version: version(origin, header), vector: &header.vector };
         note_frame(shared, &frame, &writer, side, |relation| {
-            by_raw.get(current.get(&relation)?)?.as_ref()
+            let raw = current.get(&relation)?;
+            Some((raw, by_raw.get(raw)?.as_ref()?))
         })?;
     }
     Ok(())
@@ -384,25 +431,33 @@ fn note_frame<'k>(
     frame: &Frame,
     writer: &Writer<'_>,
     side: Side,
-    noted: impl Fn(u32) -> Option<&'k Noted>,
+    noted: impl Fn(u32) -> Option<(&'k Bytes, &'k Noted)>,
 ) -> Result<()> {
     let mut orphans = Vec::new();
+    let mut beaten = Vec::new();
+    let here = shared.identity.node;
     let mut history = shared.recent.lock();
     for raw in frame.messages() {
-        let Some(Noted { keys, foreign }) = noted(relation_id(&raw)) else { continue };
+        let Some((relation, Noted { keys, foreign })) = noted(relation_id(&raw)) else { continue };
         let keys = keys.as_ref().filter(|keys| concerns(keys, &raw, side));
         if keys.is_none() && foreign.is_empty() {
             continue;
         }
         if let Message::Change(change) = pgoutput::decode(&raw)? {
-            if let Some(keys) = keys {
-                note(&mut history, keys, &change, writer, side);
+            if let Some(keys) = keys
+                && note(&mut history, keys, &change, writer, side)
+                && let Some(version) = beaten_by(&history, here, keys, &change, writer)
+            {
+                let (relation, change) = (relation.clone(), Bytes::copy_from_slice(&raw));
+                let (place, awaits) = (Place::OfLoser, VersionVector::new());
+                beaten.push(Recheck { relation, change, version, place, awaits, tries: 0 });
             }
             // What was not looked up before this start is; what was is in the log already.
             foreign.note(&mut history, &change, writer, &mut orphans);
         }
     }
     drop(history);
+    shared.rechecks.look_at(beaten);
     shared.look_for_orphans(orphans);
     Ok(())
 }

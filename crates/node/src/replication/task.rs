@@ -17,7 +17,8 @@ use super::spool::SpoolError;
 use super::status::Board;
 use super::{
     Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members, outcome,
-    parse_origin_name, part, position, probe, publish, recent, retry, rewrites, serve, verify,
+    parse_origin_name, part, position, probe, publish, recent, recheck, retry, rewrites, serve,
+    verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -98,6 +99,7 @@ fn start(shared: &Arc<Shared>, stop: &Shutdown) -> JoinSet<Result<()>> {
     loops.spawn(generations(shared.clone(), stop.clone()));
     loops.spawn(durability::keeper::run(shared.clone(), stop.clone()));
     loops.spawn(foreign_keys::check::run(shared.clone(), stop.clone()));
+    loops.spawn(recheck::run(shared.clone(), stop.clone()));
     loops.spawn(repeated(shared.clone(), stop.clone(), Part::Probe));
     loops.spawn(repeated(shared.clone(), stop.clone(), Part::Progress));
     loops

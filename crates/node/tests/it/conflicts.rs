@@ -5,7 +5,7 @@ use std::time::Duration;
 use synapsedb_dev::{Cluster, Shared, eventually};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::binary;
+use crate::{NOTICED, agent, binary};
 
 static CLUSTER: Shared = Shared::new();
 /// One test at a time: each stops the agents for a moment.
@@ -298,6 +298,82 @@ async fn a_composite_with_a_null_field_passes_the_slow_path() {
     cluster.all_show(rows, &expected).await;
     let rows = "select id, p::text, num_nulls(p) from carried where id in (11, 12) order by id";
     cluster.all_show(rows, &["11|(1,)|0", "12|(,)|0"]).await;
+}
+
+/// Node 1 has deleted row 1 of `table`, which is decoded there while an older insert of node 2 is about to commit there,
+/// behind what the session that is returned holds back.
+async fn delete_under_an_insert_on_its_way(
+    cluster: &Cluster,
+    table: &str,
+) -> synapsedb_dev::client::Session {
+    let (here, origin) = (cluster.node(1), cluster.node(2));
+    here.sql(&format!("create table {table} (id int primary key, v text)")).await;
+    here.sql(&format!("insert into {table} values (2, 'held')")).await;
+    cluster.all_show(&format!("select count(*) from {table}"), &["1"]).await;
+    origin.pause_agent();
+    let insert = format!("insert into {table} values (1, 'older')");
+    origin
+        .sql(&format!("begin; {insert}; update {table} set v = 'older' where id = 2; commit"))
+        .await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    here.pause_decoding().await;
+    let holder = here.session().await;
+    holder
+        .batch_execute(&format!("begin; select from {table} where id = 2 for update"))
+        .await
+        .unwrap();
+    here.sql(&format!("insert into {table} values (1, 'later')")).await;
+    here.sql(&format!("delete from {table} where id = 1")).await;
+    origin.resume();
+    let held = "select count(*) from pg_stat_activity
+                where application_name = 'synapsedb apply 2' and wait_event_type = 'Lock'";
+    eventually("the insert is held back", NOTICED, async || agent(here).shows(held, &["1"]).await)
+        .await;
+    here.resume_decoding().await;
+    // Behind the delete: who has it, has the delete.
+    here.sql(&format!("insert into {table} values (3, 'behind')")).await;
+    let behind = format!("select count(*) from {table} where id = 3");
+    eventually("the delete is decoded", NOTICED, async || {
+        cluster.node(3).shows(&behind, &["1"]).await
+    })
+    .await;
+    // Whoever looks at once, too early, has looked by now.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    holder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_that_is_decoded_while_an_older_insert_is_on_its_way_removes_it() {
+    let (cluster, _turn) = cluster().await;
+    let holder = delete_under_an_insert_on_its_way(&cluster, "on_its_way").await;
+    holder.batch_execute("commit").await.unwrap();
+    cluster.all_show("select id from on_its_way order by id", &["2", "3"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lost_to_a_local_write_goes_also_after_a_restart() {
+    let (cluster, _turn) = cluster().await;
+    let holder = delete_under_an_insert_on_its_way(&cluster, "not_looked_at").await;
+    let here = cluster.node(1);
+    // Has the table as soon as the insert has committed, so that the row stays for now.
+    let table_holder = here.session().await;
+    let lock = "begin; lock table not_looked_at in share mode";
+    let (locked, held_back) = tokio::join!(table_holder.batch_execute(lock), async {
+        let waits = "select count(*) from pg_locks
+                     where locktype = 'relation' and mode = 'ShareLock' and not granted";
+        eventually("the table is waited for", NOTICED, async || here.shows(waits, &["1"]).await)
+            .await;
+        holder.batch_execute("commit").await
+    });
+    locked.and(held_back).unwrap();
+    let row = "select v from not_looked_at where id = 1";
+    eventually("the insert commits", NOTICED, async || here.shows(row, &["older"]).await).await;
+    here.kill_agent();
+    here.start();
+    cluster.wait_ready().await;
+    here.shows(row, &["older"]).await.unwrap();
+    table_holder.batch_execute("commit").await.unwrap();
+    cluster.all_show("select id from not_looked_at order by id", &["2", "3"]).await;
 }
 
 /// Who had lost a parent by the log of a node: child, parent, their writers, and whether their times are told.

@@ -99,7 +99,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
         shared.foreign_keys.take_into(&mut waiting);
         let due: Vec<_> = waiting
             .iter()
-            .filter(|(_, pending)| is_applied(&shared, &pending.awaits))
+            .filter(|(_, pending)| shared.applied.shows(shared.identity.node, &pending.awaits))
             .map(|(key, _)| key.clone())
             .collect();
         if due.is_empty() {
@@ -119,14 +119,6 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             }
         }
     }
-}
-
-/// Whether what others wrote of it has been applied here.
-fn is_applied(shared: &Shared, awaits: &VersionVector) -> bool {
-    let here = shared.identity.node;
-    shared.applied.with_visible(|visible| {
-        awaits.iter().all(|(node, lsn)| node == here || visible.get(node) >= lsn)
-    })
 }
 
 async fn look(

@@ -6,13 +6,14 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use synapsedb_core::change::Change;
 use synapsedb_core::history::Writer as RowWriter;
+use synapsedb_core::version::VersionVector;
 use synapsedb_pg::pgoutput::{self, Message};
 
 use super::{Open, Publisher};
 use crate::replication::foreign_keys::{self, ForeignKeys};
 use crate::replication::keys::{self, LocalKeys, RowKeys};
 use crate::replication::recent::{self, Side};
-use crate::replication::recheck::Recheck;
+use crate::replication::recheck::{Place, Recheck};
 
 /// What is to be done with the rows of a relation.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -128,8 +129,13 @@ impl Publisher<'_> {
         let mut history = self.shared.recent.lock();
         if keys.is_some_and(|keys| recent::note(&mut history, keys, &change, &writer, Side::Local))
         {
-            let relation = relation.raw.clone();
-            self.rechecks.push(Recheck { relation, change: body.clone(), version });
+            let awaits = match keys {
+                Some(keys) => recent::unseen_by(&mut history, keys, &change, &writer),
+                None => VersionVector::new(),
+            };
+            let (relation, change) = (relation.raw.clone(), body.clone());
+            let place = Place::OfWinner;
+            self.rechecks.push(Recheck { relation, change, version, place, awaits, tries: 0 });
         }
         if foreign {
             let mut orphans = Vec::new();
