@@ -45,6 +45,8 @@ impl Server {
         let made = as_postgres("initdb")
             .args(["--no-sync", "--username", USER, "--auth", "scram-sha-256", "--pwfile"])
             .arg(password.path())
+            // As a managed server has it, whatever the locale of the machine is.
+            .args(["--encoding", "UTF8", "--locale", "C.UTF-8"])
             .arg(&data)
             .stdout(Stdio::null())
             .status()
