@@ -20,7 +20,7 @@ use crate::reaper::Reaper;
 use crate::shared;
 
 /// Set to a number, every lane of every cluster of the tests has so many workers, which are given whatever they may.
-const WORKERS: &str = "SYNAPSEDB_TEST_APPLY_WORKERS";
+pub(crate) const WORKERS: &str = "SYNAPSEDB_TEST_APPLY_WORKERS";
 /// How long a cluster may take from nothing until every node is ready. Two slow cores make three database clusters.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long the nodes may take until they hold the same rows.

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::client::{Server, Session, words};
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 
 /// The tables of the load.
 const TABLES: &str = include_str!("load_tables.sql");
@@ -33,9 +33,14 @@ pub struct Config {
     pub rate_per_s: Option<f64>,
 }
 
+/// The rate where lanes have workers for all that is small too: each transaction takes round trips there, and nobody
+/// would ever catch up with writers who are as fast as their server.
+const RATE_WITH_WORKERS: f64 = 20.0;
+
 impl Default for Config {
     fn default() -> Self {
-        Self { writers: 2, rate_per_s: None }
+        let rate_per_s = std::env::var_os(cluster::WORKERS).map(|_| RATE_WITH_WORKERS);
+        Self { writers: 2, rate_per_s }
     }
 }
 

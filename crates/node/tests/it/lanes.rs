@@ -118,8 +118,8 @@ async fn write(session: Session, from: usize, stop: Arc<AtomicBool>) -> usize {
     while !stop.load(Ordering::Relaxed) {
         session.batch_execute(&insert(from + written)).await.unwrap();
         written += 1;
-        // The receiver has the same cores, and is to keep up.
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        // The receiver has the same cores, which may be busy with other tests, and is to keep up.
+        tokio::time::sleep(Duration::from_millis(150)).await;
         if written % 3 == 0 {
             let earlier = (from + written - 2) * 1000;
             let update =
@@ -130,7 +130,6 @@ async fn write(session: Session, from: usize, stop: Arc<AtomicBool>) -> usize {
     written
 }
 
-#[ignore = "failed once on an overloaded machine, and why is not known: decision 023, where workers are off by default"]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_receiver_loses_nothing_and_doubles_nothing() {
     let cluster = cluster(2).await;
@@ -170,7 +169,6 @@ async fn a_killed_receiver_loses_nothing_and_doubles_nothing() {
     assert_eq!(receiver.value("select count(*) from synapsedb.quarantine").await, "0");
 }
 
-#[ignore = "failed once on an overloaded machine, and why is not known: decision 023, where workers are off by default"]
 #[tokio::test(flavor = "multi_thread")]
 async fn conflicts_with_local_writers_end_alike() {
     let cluster = cluster(2).await;
