@@ -169,6 +169,33 @@ async fn columns_come_and_go_while_peers_who_have_not_heard_of_it_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_made_anew_takes_nothing_that_was_written_to_the_old_one() {
+    let _turn = TURN.lock().await;
+    let cluster = CLUSTER.cluster(binary()).await;
+    cluster.node(1).sql("create table remade (id int primary key, a text, b text)").await;
+    cluster.node(1).sql("insert into remade values (1, 'old', 'old'), (5, 'old', 'old')").await;
+    cluster.all_show("select count(*) from remade", &["2"]).await;
+    cluster.nodes().iter().for_each(Node::pause_agent);
+    let writes = "insert into remade values (2, 'two', 'lost');
+                  update remade set a = 'new', b = 'lost' where id = 1;
+                  update remade set b = 'lost' where id = 5";
+    cluster.node(1).sql(writes).await;
+    cluster.node(2).sql("insert into remade values (4, 'four', 'lost')").await;
+    // The stream describes the table after this as before it.
+    for change in ["drop column b", "add column b text default 'made'"] {
+        cluster.node(3).sql(&format!("alter table remade {change}")).await;
+    }
+    cluster.node(3).sql("insert into remade values (3, 'three', 'mine')").await;
+    cluster.nodes().iter().for_each(Node::resume);
+    let right = ["1|new|made", "2|two|made", "3|three|mine", "4|four|made", "5|old|made"];
+    cluster.all_show("select id, a, b from remade order by id", &right).await;
+    cluster.node(2).sql("update remade set b = 'seen' where id = 1").await;
+    cluster.all_show("select b from remade where id = 1", &["seen"]).await;
+    cluster.assert_equal_rows().await;
+    cluster.all_show("select count(*) from synapsedb.altered", &["0"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_is_dropped_and_made_anew_between_writes() {
     let _turn = TURN.lock().await;
     let cluster = CLUSTER.cluster(binary()).await;

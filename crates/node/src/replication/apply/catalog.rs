@@ -3,6 +3,9 @@
 use anyhow::Result;
 use bytes::Bytes;
 use synapsedb_core::change::Relation;
+use synapsedb_core::history::Seen;
+use synapsedb_core::ids::NodeId;
+use synapsedb_core::time::Timestamp;
 use synapsedb_pg::pgoutput::Message;
 
 use super::column::{Local, LocalColumn};
@@ -13,6 +16,12 @@ use super::session::{Parameter, Purpose, text};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::foreign_keys::{Concern, ForeignKeys};
 use crate::replication::keys::{LocalKeys, UniqueIndex};
+
+/// A column that was dropped here.
+struct Dropped {
+    name: String,
+    seen: bool,
+}
 
 impl Lane<'_> {
     pub(super) async fn ddl(&mut self, ddl: &Ddl) -> Step<()> {
@@ -65,9 +74,9 @@ impl Lane<'_> {
         let Message::Relation(described) = self.decode(&raw)? else {
             return Err(self.refuse("a spooled message of kind R is no relation".to_owned()));
         };
-        let mut columns = self.local_columns(&described).await?;
+        let (mut columns, mut ever) = self.local_columns(&described).await?;
         if columns.is_empty() && self.create_ahead(&described).await? {
-            columns = self.local_columns(&described).await?;
+            (columns, ever) = self.local_columns(&described).await?;
         }
         if columns.is_empty() {
             return Err(self.refuse(format!(
@@ -78,15 +87,22 @@ impl Lane<'_> {
         let number = self.plans.len();
         let keys = self.local_keys(&described).await?;
         let concerns = self.foreign_keys(&described).await?;
-        let gone = self.dropped_columns(&described, &columns).await?;
-        let local = Local { columns: &columns, gone: &gone };
+        let dropped = self.dropped_columns(&described).await?;
+        let is_here = |name: &str| columns.iter().any(|found| found.name == name);
+        // One that was made anew here is not the one of who has not seen the drop.
+        let gone = dropped.iter().filter(|column| !column.seen || !is_here(&column.name));
+        let gone: Vec<String> = gone.map(|column| column.name.clone()).collect();
+        let local = Local { columns: &columns, ever, gone: &gone };
         let mut plan = Plan::new(number, &described, local, keys, self.check.clone())
             .map_err(|error| self.refuse(error.to_string()))?;
         plan.foreign = ForeignKeys::new(&described, &concerns);
         plan.scope = self.scope(&described).await?;
         self.plans.push(plan);
-        // A copy: a slice would keep its whole block of the spool in memory.
-        self.known.insert(Bytes::copy_from_slice(&raw), number);
+        // Else the next transaction may need another plan.
+        if !dropped.iter().any(|column| is_here(&column.name)) {
+            // A copy: a slice would keep its whole block of the spool in memory.
+            self.known.insert(Bytes::copy_from_slice(&raw), number);
+        }
         self.current.insert(relation, (raw, Some(number)));
         Ok(number)
     }
@@ -107,7 +123,8 @@ impl Lane<'_> {
         }
     }
 
-    async fn local_columns(&mut self, relation: &Relation) -> Step<Vec<LocalColumn>> {
+    /// The columns of the local table, and how many it has ever had.
+    async fn local_columns(&mut self, relation: &Relation) -> Step<(Vec<LocalColumn>, i16)> {
         let rows = self.look_up("table", relation).await?;
         let columns = rows.iter().map(|row| {
             Ok(LocalColumn {
@@ -119,22 +136,40 @@ impl Lane<'_> {
                 missing: row[6].as_ref().map(|_| text(row, 6).map(str::to_owned)).transpose()?,
             })
         });
-        Ok(columns.collect::<Result<_>>()?)
+        let columns = columns.collect::<Result<_>>()?;
+        let ever = rows.first().map(|row| Ok::<_, anyhow::Error>(text(row, 7)?.parse()?));
+        Ok((columns, ever.transpose()?.unwrap_or_default()))
     }
 
-    /// The columns that were dropped here lately, if the origin has one that is missing: it will drop it too.
-    async fn dropped_columns(
-        &mut self,
-        relation: &Relation,
-        local: &[LocalColumn],
-    ) -> Step<Vec<String>> {
-        let is_here = |name: &str| local.iter().any(|found| found.name == name);
-        if relation.columns.iter().all(|column| is_here(&column.name)) {
-            return Ok(Vec::new());
-        }
-        let rows = self.look_up("dropped_columns", relation).await?;
-        let names = rows.iter().map(|row| Ok(text(row, 0)?.to_owned()));
-        Ok(names.collect::<Result<_>>()?)
+    /// The columns that were dropped here lately, and whether the open transaction had seen that.
+    async fn dropped_columns(&mut self, relation: &Relation) -> Step<Vec<Dropped>> {
+        let node = self.check.without_origin("r");
+        let sql = include_str!("../sql/dropped_columns.sql").replace("{without_origin}", &node);
+        self.session.prepare("", &sql)?;
+        let rows = self.look_up("", relation).await?;
+        let dropped = rows.iter().map(|row| {
+            let name = text(row, 0)?.to_owned();
+            Ok(Dropped { name, seen: self.has_seen_drop(row)? })
+        });
+        Ok(dropped.collect::<Result<_>>()?)
+    }
+
+    /// Whether the open transaction had seen the transaction that a row of `dropped_columns.sql` tells.
+    fn has_seen_drop(&self, row: &[Option<Bytes>]) -> Result<bool> {
+        let (Some(_), Some(header)) = (&row[3], &self.header) else { return Ok(true) };
+        let (xid, roident, unix_us): (u32, u32, i64) =
+            (text(row, 1)?.parse()?, text(row, 2)?.parse()?, text(row, 3)?.parse()?);
+        let writer = match roident {
+            0 => NodeId::new(text(row, 4)?.parse()?),
+            roident => self.check.node(roident),
+        };
+        let here = self.shared.identity.node;
+        let Some(writer) = writer.filter(|writer| *writer != self.source.origin) else {
+            return Ok(true);
+        };
+        let xid = (writer == here && roident == 0).then_some(xid);
+        let (vector, time) = (&header.vector, Timestamp::from_unix_us(unix_us));
+        Ok(self.shared.recent.lock().seen(here, vector, writer, time, xid) == Seen::Covered)
     }
 
     async fn local_keys(&mut self, relation: &Relation) -> Step<LocalKeys> {

@@ -21,6 +21,8 @@ pub(crate) struct LocalColumn {
 #[derive(Clone, Copy)]
 pub(crate) struct Local<'t> {
     pub(crate) columns: &'t [LocalColumn],
+    /// How many columns it has ever had.
+    pub(crate) ever: i16,
     /// Columns that were dropped here lately: what is written to them elsewhere will be dropped there too.
     pub(crate) gone: &'t [String],
 }

@@ -38,14 +38,13 @@ const FAILED_RUNS_MAX: u32 = 10;
 pub(super) const CONFLICTING_MIN: u32 = 2;
 
 /// The code with which a statement ends its transaction when it does not meet the row that it expects.
-const UNMET: &str = "SY001";
+pub(super) const UNMET: &str = "SY001";
 
 /// The statements that every lane and worker needs.
-pub(super) const STATEMENTS: [(&str, &str); 12] = [
+pub(super) const STATEMENTS: [(&str, &str); 11] = [
     ("begin", include_str!("../sql/begin_apply.sql")),
     ("end", include_str!("../sql/end_apply.sql")),
     ("table", include_str!("../sql/replica_table.sql")),
-    ("dropped_columns", include_str!("../sql/dropped_columns.sql")),
     ("keys", include_str!("../sql/table_keys.sql")),
     ("foreign_keys", include_str!("../sql/table_foreign_keys.sql")),
     ("ddl", include_str!("../sql/call_run_ddl.sql")),

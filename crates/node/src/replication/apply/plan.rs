@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub(super) schema: String,
     pub(super) name: String,
     table: String,
+    /// How many columns the local table has ever had.
+    ever: i16,
     pub(super) columns: Vec<Column>,
     /// Columns that the origin does not have yet, and what they are in rows from before them, as SQL.
     added: Vec<(String, String)>,
@@ -51,7 +53,7 @@ impl Plan {
     pub(crate) fn new(
         number: usize,
         relation: &Relation,
-        Local { columns: local, gone }: Local<'_>,
+        Local { columns: local, ever, gone }: Local<'_>,
         local_keys: LocalKeys,
         check: VersionCheck,
     ) -> Result<Self> {
@@ -59,11 +61,11 @@ impl Plan {
         let primary_key = local.iter().any(|column| column.in_primary_key);
         let mut columns = Vec::with_capacity(relation.columns.len());
         for column in &relation.columns {
+            if gone.contains(&column.name) {
+                columns.push(Column::gone(&column.name));
+                continue;
+            }
             let Some(found) = local.iter().find(|found| found.name == column.name) else {
-                if gone.contains(&column.name) {
-                    columns.push(Column::gone(&column.name));
-                    continue;
-                }
                 bail!(
                     "table {name} has no column \"{}\" here, the origin has: add it, and the stream goes on",
                     column.name
@@ -83,8 +85,10 @@ impl Plan {
             }
             columns.push(Column { local: found.clone(), key, gone: false });
         }
-        let told =
-            |key: &LocalColumn| relation.columns.iter().any(|column| column.name == key.name);
+        let told = |local: &LocalColumn| {
+            let is_it = |column: &Column| !column.gone && column.local.name == local.name;
+            columns.iter().any(is_it)
+        };
         if let Some(key) = local.iter().find(|column| column.in_primary_key && !told(column)) {
             bail!(
                 "table {name} has key column \"{}\" here, the origin has none: make them alike",
@@ -107,6 +111,7 @@ impl Plan {
             scope: Scope::default(),
             digest: table_digest(&relation.schema, &relation.name),
             table: quote::qualified(&relation.schema, &relation.name),
+            ever,
             columns,
             primary_key,
             check,
@@ -162,10 +167,18 @@ impl Plan {
             (1..).zip(written).map(|(number, column)| place.value(number, &column.local.type_name));
         let values = list(values.chain(self.added.iter().map(|(_, value)| value.clone())));
         let into = format!("insert into {} as t ({names}) overriding system value", self.table);
+        let shaped = self.shaped();
         match self.rows(&Shape::InsertMany, place) {
-            Some(rows) => format!("{into} select {values} from {rows}"),
-            None => format!("{into} values ({values})"),
+            Some(rows) => format!("{into} select {values} from {rows} where {shaped}"),
+            None => format!("{into} select {values} where {shaped}"),
         }
+    }
+
+    /// SQL that ends the statement if the table has got a column since the plan was made, of which nobody may have heard
+    /// yet; it costs nothing where the statement is planned already.
+    fn shaped(&self) -> String {
+        let table = quote::literal(&self.table);
+        format!("synapsedb.shaped({table}::pg_catalog.regclass, {})", self.ever)
     }
 
     /// SQL that finds the row; its parameters begin with number `first`.
@@ -223,7 +236,8 @@ impl Plan {
         let found = self.find(updated.len() + 1, place);
         let rows = self.rows(&Shape::UpdateMany(present.to_vec()), place);
         let from = rows.map(|rows| format!(" from {rows}")).unwrap_or_default();
-        let sql = format!("update {} as t set {sets}{from} where {found}", self.table);
+        let shaped = self.shaped();
+        let sql = format!("update {} as t set {sets}{from} where {shaped} and {found}", self.table);
         let keys = self.columns.iter().filter(|column| column.key).count();
         (sql, updated.len() + keys)
     }

@@ -68,7 +68,7 @@ fn keyed() -> Plan {
     Plan::new(
         0,
         &relation(columns, ReplicaIdentity::Default),
-        Local { columns: &here, gone: &[] },
+        Local { columns: &here, ever: 3, gone: &[] },
         LocalKeys::default(),
         check(),
     )
@@ -83,14 +83,16 @@ fn a_table_with_a_key_compares_versions() {
         &Shape::Insert,
         expect![[r#"
             insert into "public"."t" as t ("id", "v") overriding system value
-            values ($1, $2)"#]],
+            select $1, $2
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)"#]],
     );
     sql(
         &mut plan,
         &Shape::Update(vec![true, true]),
         expect![[r#"
             with met as (update "public"."t" as t set "id" = $1, "v" = $2
-            where t."id" = $3
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)
+            and t."id" = $3
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $4::timestamptz
             or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
             and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
@@ -103,7 +105,8 @@ fn a_table_with_a_key_compares_versions() {
         &Shape::Update(vec![true, false]),
         expect![[r#"
             with met as (update "public"."t" as t set "id" = $1
-            where t."id" = $2
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)
+            and t."id" = $2
             and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $3::timestamptz
             or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
             and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
@@ -136,21 +139,23 @@ fn many_rows_of_a_table_with_a_key_are_counted() {
         expect![[r#"
             insert into "public"."t" as t ("id", "v") overriding system value
             select s.c1, s.c2::character varying(10)
-            from (select unnest($1::integer[]), unnest($2::text[])) as s(c1, c2)"#]],
+            from (select unnest($1::integer[]), unnest($2::text[])) as s(c1, c2)
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)"#]],
     );
     sql(
         &mut plan,
         &Shape::UpdateMany(vec![true, false]),
         expect![[r#"
-        with met as (update "public"."t" as t set "id" = s.c1
-        from (select unnest($1::integer[]), unnest($2::integer[])) as s(c1, c2)
-        where t."id" = s.c2
-        and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $3::timestamptz
-        or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
-        and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
-        select synapsedb.unmet()
-        where (select count(*)
-        from met) <> $4::bigint"#]],
+            with met as (update "public"."t" as t set "id" = s.c1
+            from (select unnest($1::integer[]), unnest($2::integer[])) as s(c1, c2)
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)
+            and t."id" = s.c2
+            and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $3::timestamptz
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
+            select synapsedb.unmet()
+            where (select count(*)
+            from met) <> $4::bigint"#]],
     );
     sql(
         &mut plan,
@@ -175,7 +180,7 @@ fn a_table_without_a_key_is_found_by_its_whole_row() {
     let mut plan = Plan::new(
         3,
         &relation(columns, ReplicaIdentity::Full),
-        Local { columns: &here, gone: &[] },
+        Local { columns: &here, ever: 3, gone: &[] },
         LocalKeys::default(),
         check(),
     )
@@ -185,7 +190,8 @@ fn a_table_without_a_key_is_found_by_its_whole_row() {
         &Shape::Insert,
         expect![[r#"
             insert into "public"."t" as t ("a", "b") overriding system value
-            values ($1, $2)"#]],
+            select $1, $2
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)"#]],
     );
     sql(
         &mut plan,
@@ -209,7 +215,7 @@ fn a_missing_column_is_named() {
     let error = Plan::new(
         0,
         &relation(columns, ReplicaIdentity::Default),
-        Local { columns: &here, gone: &[] },
+        Local { columns: &here, ever: 3, gone: &[] },
         LocalKeys::default(),
         check(),
     )
@@ -229,9 +235,14 @@ fn on_a_copy_old_rows_without_an_origin_are_of_the_copied_node() {
         origins: vec![(1, node(2)), (4, node(2)), (2, node(3))],
         ..VersionCheck::new(node(2), node(1), inherited)
     };
-    let mut plan =
-        Plan::new(0, &relation, Local { columns: &local, gone: &[] }, LocalKeys::default(), check)
-            .unwrap();
+    let mut plan = Plan::new(
+        0,
+        &relation,
+        Local { columns: &local, ever: 3, gone: &[] },
+        LocalKeys::default(),
+        check,
+    )
+    .unwrap();
     sql(
         &mut plan,
         &Shape::Delete,
@@ -260,7 +271,7 @@ fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_
     let mut plan = Plan::new(
         0,
         &relation(columns.clone(), ReplicaIdentity::Default),
-        Local { columns: &here, gone: &gone },
+        Local { columns: &here, ever: 3, gone: &gone },
         LocalKeys::default(),
         check(),
     )
@@ -269,8 +280,9 @@ fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_
         &mut plan,
         &Shape::Insert,
         expect![[r#"
-        insert into "public"."t" as t ("id", "v", "added") overriding system value
-        values ($1, $2, '7'::integer)"#]],
+            insert into "public"."t" as t ("id", "v", "added") overriding system value
+            select $1, $2, '7'::integer
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)"#]],
     );
     sql(
         &mut plan,
@@ -278,29 +290,51 @@ fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_
         expect![[r#"
             insert into "public"."t" as t ("id", "v", "added") overriding system value
             select s.c1, s.c2, '7'::integer
-            from (select unnest($1::integer[]), unnest($2::text[])) as s(c1, c2)"#]],
+            from (select unnest($1::integer[]), unnest($2::text[])) as s(c1, c2)
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)"#]],
     );
     sql(
         &mut plan,
         &Shape::Update(vec![true, true, true]),
         expect![[r#"
-        with met as (update "public"."t" as t set "id" = $1, "v" = $2
-        where t."id" = $3
-        and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $4::timestamptz
-        or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
-        and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
-        select synapsedb.unmet()
-        where not exists (select
-        from met)"#]],
+            with met as (update "public"."t" as t set "id" = $1, "v" = $2
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)
+            and t."id" = $3
+            and (pg_catalog.pg_xact_commit_timestamp(t.xmin) <= $4::timestamptz
+            or (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = 1) is not false
+            and t.xmin <> all (synapsedb.rewriters('"public"."t"'::pg_catalog.regclass)) returning 1)
+            select synapsedb.unmet()
+            where not exists (select
+            from met)"#]],
     );
     let row = [Value::Text(b"1"), Value::Text(b"lost"), Value::Text(b"x")];
     assert_eq!(plan.parameters(&RowChange::Insert(&row), None).len(), 2);
     let values: Vec<_> = plan.values(&RowChange::Update(&row, &row)).collect();
     assert_eq!(values, [row[0], row[2], row[0]]);
+    // One of the name was made anew here: it is as in all rows from before.
+    let mut made = local("gone", "text", false);
+    made.missing = Some("made".into());
+    let here_too = [local("id", "integer", true), local("v", "text", false), made];
+    let mut remade = Plan::new(
+        0,
+        &relation(columns.clone(), ReplicaIdentity::Default),
+        Local { columns: &here_too, ever: 3, gone: &gone },
+        LocalKeys::default(),
+        check(),
+    )
+    .unwrap();
+    sql(
+        &mut remade,
+        &Shape::Insert,
+        expect![[r#"
+            insert into "public"."t" as t ("id", "v", "gone") overriding system value
+            select $1, $2, 'made'::text
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)"#]],
+    );
     let never = Plan::new(
         0,
         &relation(columns, ReplicaIdentity::Default),
-        Local { columns: &here, gone: &[] },
+        Local { columns: &here, ever: 3, gone: &[] },
         LocalKeys::default(),
         check(),
     );
@@ -317,7 +351,7 @@ fn only_changes_that_are_in_nobodys_way_go_as_one_statement() {
     };
     let plan = |indexes| {
         let relation = relation(columns.clone(), ReplicaIdentity::Default);
-        let local = Local { columns: &here, gone: &[] };
+        let local = Local { columns: &here, ever: 3, gone: &[] };
         Plan::new(0, &relation, local, LocalKeys::new(indexes, None), check()).unwrap()
     };
     let [one, two] =

@@ -52,4 +52,22 @@ begin
     return synapsedb.rewriters_now(rewriters.relation);
 end
 $rewriters$;
-revoke all on function synapsedb.rewriters_now(oid), synapsedb.rewriters(oid) from public;
+
+-- How many columns a table has ever had, as of now.
+create or replace function synapsedb.columns_now(relation oid) returns integer
+language sql volatile set search_path = pg_catalog
+as 'select relnatts::integer from pg_class where oid = columns_now.relation';
+
+-- True, or the end of the statement that was made for the table as it was: a column has come since then. It is computed
+-- when the statement is planned, as above: so it is told before anybody else has heard of the change.
+create or replace function synapsedb.shaped(relation oid, columns integer) returns boolean
+language plpgsql immutable set search_path = pg_catalog as $shaped$
+begin
+    if synapsedb.columns_now(shaped.relation) <> shaped.columns then
+        raise exception using errcode = 'SY001', message = 'the table has another column since the statement was made';
+    end if;
+    return true;
+end
+$shaped$;
+revoke all on function synapsedb.rewriters_now(oid), synapsedb.rewriters(oid), synapsedb.columns_now(oid),
+    synapsedb.shaped(oid, integer) from public;

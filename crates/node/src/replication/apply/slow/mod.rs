@@ -26,7 +26,7 @@ use synapsedb_pg::pgoutput::Message;
 use synapsedb_pg::wire::backend::ServerError;
 
 use super::gate::sql_time;
-use super::lane::{Failure, Lane, Step, Stop, is_passing};
+use super::lane::{Failure, Lane, Step, Stop, UNMET, is_passing};
 use super::plan::Plan;
 use super::session::{Answer, Parameter};
 use crate::replication::ddl::{self, Ddl, PREFIX as DDL_PREFIX};
@@ -268,7 +268,11 @@ impl Lane<'_> {
         match changed {
             Ok(()) => {}
             Err(Trouble::Stop(stop)) => return Err(stop),
-            Err(Trouble::Row { .. }) if matches!(plans, Plans::Known) => return Ok(false),
+            Err(Trouble::Row { sqlstate, .. })
+                if matches!(plans, Plans::Known) || sqlstate.as_deref() == Some(UNMET) =>
+            {
+                return Ok(false);
+            }
             Err(Trouble::Row { reason, sqlstate }) => {
                 let unprepared = self.session.reset().await?;
                 for statement in &unprepared {
