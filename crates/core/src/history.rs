@@ -295,7 +295,8 @@ impl History {
         beats
     }
 
-    /// The transactions that claim a unique value for another row and that `writer` had not seen: of each origin the last.
+    /// The transactions that claim a unique value for another row and that `writer` had not seen: of each origin the
+    /// last.
     pub fn claims_unseen(&self, value: Digest, row: Digest, writer: &Writer<'_>) -> VersionVector {
         let claims = self.claims.get(&value).map(Vec::as_slice).unwrap_or_default();
         let unseen = claims.iter().filter(|claim| claim.row != row);

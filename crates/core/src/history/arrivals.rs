@@ -74,7 +74,8 @@ impl Arrivals {
         before.is_some_and(|(arrived, _)| *arrived == row) || !self.unknown.is_empty()
     }
 
-    /// The transactions that have brought older versions of the row than `version`, or may have: of each origin the last.
+    /// The transactions that have brought older versions of the row than `version`, or may have: of each origin the
+    /// last.
     pub(super) fn older(&mut self, row: Digest, version: RowVersion) -> VersionVector {
         self.sort();
         let mut older = self.unknown.clone();

@@ -209,8 +209,8 @@ fn note_new(
     closely
 }
 
-/// The transactions of others that may meet the place of a local change, unseen by it, as far as they are known: of each
-/// origin the last. They may still be on their way.
+/// The transactions of others that may meet the place of a local change, unseen by it, as far as they are known: of
+/// each origin the last. They may still be on their way.
 pub(crate) fn unseen_by(
     history: &mut History,
     keys: &RowKeys,

@@ -152,9 +152,8 @@ async fn look(shared: &Shared, waiting: &mut Vec<Recheck>) -> Result<()> {
                 Some(_) => {
                     recheck.tries += 1;
                     if recheck.tries == TRIES_UNTOLD_MAX {
-                        tracing::warn!(
-                            "a row that lost to a local write cannot be deleted yet, it is tried until it can: {error:#}"
-                        );
+                        let what = "a row that lost to a local write cannot be deleted yet";
+                        tracing::warn!("{what}, it is tried until it can: {error:#}");
                     }
                     at += 1;
                 }

@@ -174,8 +174,8 @@ impl Plan {
         }
     }
 
-    /// SQL that ends the statement if the table has got a column since the plan was made, of which nobody may have heard
-    /// yet; it costs nothing where the statement is planned already.
+    /// SQL that ends the statement if the table has got a column since the plan was made, of which nobody may have
+    /// heard yet; it costs nothing where the statement is planned already.
     fn shaped(&self) -> String {
         let table = quote::literal(&self.table);
         format!("synapsedb.shaped({table}::pg_catalog.regclass, {})", self.ever)

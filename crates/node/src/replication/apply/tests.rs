@@ -262,6 +262,31 @@ fn on_a_copy_old_rows_without_an_origin_are_of_the_copied_node() {
 }
 
 #[test]
+fn a_column_that_was_made_anew_here_is_as_in_all_rows_from_before() {
+    let columns = vec![column("id", true), column("gone", false), column("v", false)];
+    let gone = ["gone".to_owned()];
+    let mut made = local("gone", "text", false);
+    made.missing = Some("made".into());
+    let here_too = [local("id", "integer", true), local("v", "text", false), made];
+    let mut remade = Plan::new(
+        0,
+        &relation(columns, ReplicaIdentity::Default),
+        Local { columns: &here_too, ever: 3, gone: &gone },
+        LocalKeys::default(),
+        check(),
+    )
+    .unwrap();
+    sql(
+        &mut remade,
+        &Shape::Insert,
+        expect![[r#"
+            insert into "public"."t" as t ("id", "v", "gone") overriding system value
+            select $1, $2, 'made'::text
+            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)"#]],
+    );
+}
+
+#[test]
 fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_out() {
     let columns = vec![column("id", true), column("gone", false), column("v", false)];
     let mut added = local("added", "integer", false);
@@ -311,26 +336,6 @@ fn what_the_origin_does_not_have_yet_is_filled_in_and_what_is_gone_here_is_left_
     assert_eq!(plan.parameters(&RowChange::Insert(&row), None).len(), 2);
     let values: Vec<_> = plan.values(&RowChange::Update(&row, &row)).collect();
     assert_eq!(values, [row[0], row[2], row[0]]);
-    // One of the name was made anew here: it is as in all rows from before.
-    let mut made = local("gone", "text", false);
-    made.missing = Some("made".into());
-    let here_too = [local("id", "integer", true), local("v", "text", false), made];
-    let mut remade = Plan::new(
-        0,
-        &relation(columns.clone(), ReplicaIdentity::Default),
-        Local { columns: &here_too, ever: 3, gone: &gone },
-        LocalKeys::default(),
-        check(),
-    )
-    .unwrap();
-    sql(
-        &mut remade,
-        &Shape::Insert,
-        expect![[r#"
-            insert into "public"."t" as t ("id", "v", "gone") overriding system value
-            select $1, $2, 'made'::text
-            where synapsedb.shaped('"public"."t"'::pg_catalog.regclass, 3)"#]],
-    );
     let never = Plan::new(
         0,
         &relation(columns, ReplicaIdentity::Default),
