@@ -439,7 +439,9 @@ fn note_frame<'k>(
     let mut history = shared.recent.lock();
     for raw in frame.messages() {
         let Some((relation, Noted { keys, foreign })) = noted(relation_id(&raw)) else { continue };
-        let keys = keys.as_ref().filter(|keys| concerns(keys, &raw, side));
+        // Any row that was inserted may have lost to a local delete.
+        let may_have_lost = raw.first() == Some(&b'I') && !history.is_quiet();
+        let keys = keys.as_ref().filter(|keys| may_have_lost || concerns(keys, &raw, side));
         if keys.is_none() && foreign.is_empty() {
             continue;
         }

@@ -371,6 +371,9 @@ async fn what_lost_to_a_local_write_goes_also_after_a_restart() {
     locked.and(held_back).unwrap();
     let row = "select v from not_looked_at where id = 1";
     eventually("the insert commits", NOTICED, async || here.shows(row, &["older"]).await).await;
+    // It has been decoded when what is written upon it has been.
+    here.sql("create table upon_it (id int primary key)").await;
+    cluster.all_show("select count(*) from upon_it", &["0"]).await;
     here.kill_agent();
     here.start();
     cluster.wait_ready().await;

@@ -6,7 +6,7 @@ use synapsedb_dev::{Cluster, Node, eventually};
 
 use crate::routed::{Way, database, routed};
 use crate::router_transparency::wire::Wire;
-use crate::{NOTICED, cluster, shared};
+use crate::{NOTICED, binary, cluster, shared};
 
 /// A client that listens, by the protocol itself: what comes unasked is read, too.
 async fn listening(server: &Server, channel: &str) -> Wire {
@@ -226,4 +226,39 @@ async fn operators_and_drop_database_are_not_held_up() {
     }
     elsewhere.sql("drop database listened").await;
     assert_eq!(agent.value(hubs).await, "0");
+}
+
+/// A node falls behind: new clients read elsewhere, who listens there stays, hears, and may listen to more.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_on_a_node_that_falls_behind_stays_there() {
+    let cluster = binary().lay_out(3);
+    for node in cluster.nodes() {
+        node.configure("replication.probe_interval_ms", 500);
+        node.configure("router.read_lag_max_ms", 1000);
+    }
+    cluster.start().await;
+    cluster.node(1).sql("create table gate (id int primary key)").await;
+    cluster.all_show("select count(*) from gate", &["0"]).await;
+    let mut client = listening(&cluster.read_endpoint(), "behind").await;
+    let here = node_of(&cluster, &mut client).await;
+    let gate = here.session().await;
+    gate.batch_execute("begin; lock table gate in share mode").await.unwrap();
+    let others = cluster.nodes().iter().filter(|node| node.number() != here.number());
+    for node in others {
+        node.sql(&format!("insert into gate values ({})", node.number())).await;
+    }
+    eventually("new clients read elsewhere", NOTICED, async || {
+        let mut client = Wire::login(&cluster.read_endpoint(), &[]).await.0;
+        let there = node_of(&cluster, &mut client).await.number();
+        if there == here.number() { Err("a new client reads there".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    assert_eq!(node_of(&cluster, &mut client).await.number(), here.number());
+    here.sql("notify behind, 'still heard'").await;
+    assert!(next(&mut client).await.ends_with("behind still heard"));
+    assert_eq!(client.query("listen more").await, ["C LISTEN", "Z I"]);
+    here.sql("notify more, 'heard too'").await;
+    assert!(next(&mut client).await.ends_with("more heard too"));
+    gate.batch_execute("commit").await.unwrap();
+    cluster.all_show("select count(*) from gate", &["2"]).await;
 }
