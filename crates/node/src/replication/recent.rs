@@ -235,20 +235,25 @@ pub(crate) fn unseen_by(
     unseen
 }
 
-/// The latest write of node `here` that takes the place or a unique value from what a remote change writes.
+/// The writes of node `here` that take the place or a unique value from what a remote change writes, unseen by it: the
+/// latest of each kind.
 fn beaten_by(
     history: &History,
     here: NodeId,
     keys: &RowKeys,
     change: &Change<'_>,
     writer: &Writer<'_>,
-) -> Option<RowVersion> {
-    let (Change::Insert { new, .. } | Change::Update { new, .. }) = change else { return None };
-    let (row, incoming) = (keys.row(new)?, writer.version);
-    let deleted = history.tombstone(row).filter(|tombstone| *tombstone > incoming);
+) -> Vec<(RowVersion, Place)> {
+    let (Change::Insert { new, .. } | Change::Update { new, .. }) = change else {
+        return Vec::new();
+    };
+    let (Some(row), incoming) = (keys.row(new), writer.version) else { return Vec::new() };
+    let counts = |by: &RowVersion| by.origin == here && *by > incoming && !writer.has_seen(by);
+    let deleted = history.tombstone(row).filter(counts).map(|by| (by, Place::Deleted));
     let taken = keys.claims(new).filter_map(|value| history.taken_by(value, row, incoming));
-    let beaten = deleted.into_iter().chain(taken);
-    beaten.filter(|by| by.origin == here && !writer.has_seen(by)).max()
+    let taken = taken.filter(counts).max();
+    let taken = taken.map(|by| (by, Place::Beaten(incoming.commit_time)));
+    deleted.into_iter().chain(taken).collect()
 }
 
 /// Whether a delete or a unique claim is known that the writer of a change had not seen and that is in its way, though
@@ -448,11 +453,12 @@ fn note_frame<'k>(
         if let Message::Change(change) = pgoutput::decode(&raw)? {
             if let Some(keys) = keys
                 && note(&mut history, keys, &change, writer, side)
-                && let Some(version) = beaten_by(&history, here, keys, &change, writer)
             {
-                let (relation, change) = (relation.clone(), Bytes::copy_from_slice(&raw));
-                let (place, awaits) = (Place::OfLoser, VersionVector::new());
-                beaten.push(Recheck { relation, change, version, place, awaits, tries: 0 });
+                for (version, place) in beaten_by(&history, here, keys, &change, writer) {
+                    let (relation, change) = (relation.clone(), Bytes::copy_from_slice(&raw));
+                    let awaits = VersionVector::new();
+                    beaten.push(Recheck { relation, change, version, place, awaits, tries: 0 });
+                }
             }
             // What was not looked up before this start is; what was is in the log already.
             foreign.note(&mut history, &change, writer, &mut orphans);

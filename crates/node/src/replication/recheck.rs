@@ -18,6 +18,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Relation, Value};
 use synapsedb_core::ids::NodeId;
+use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::client::Client;
 use synapsedb_pg::pgoutput::{self, Message};
@@ -45,9 +46,12 @@ const RETRY: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// Of the change of the local write: whatever is there and is older gives way.
-    OfWinner,
-    /// Of the change of the remote transaction that lost to it: its row gives way.
-    OfLoser,
+    Winner,
+    /// Of the remote change whose row the local write has deleted: what is older there gives way.
+    Deleted,
+    /// Of the remote change from whose row the local write has taken a unique value. It gives way as that change, of
+    /// this commit time, has written it: a later one has its own values.
+    Beaten(Timestamp),
 }
 
 /// A place that a local write has taken.
@@ -183,11 +187,11 @@ async fn one(client: &Client, recheck: &Recheck) -> Result<()> {
         Change::Truncate { .. } => (None, None),
     };
     let place = |row| Looked { client, relation: &relation, recheck, row };
-    if let (Place::OfWinner, Some(old)) = (recheck.place, old) {
+    if let (Place::Winner, Some(old)) = (recheck.place, old) {
         place(old_values(old)).older_goes(&[(primary, true)]).await?;
     }
     let Some(new) = new else { return Ok(()) };
-    if recheck.place == Place::OfLoser {
+    if recheck.place != Place::Winner {
         return place(new).older_goes(&[(primary, true)]).await;
     }
     for index in indexes.iter().filter(|index| !index.is_primary) {
@@ -233,6 +237,10 @@ impl Looked<'_> {
         for (index, has) in indexes {
             let Some(condition) = condition(index) else { return Ok(()) };
             found.push(format!("{}({condition})", if *has { "" } else { "not " }));
+        }
+        if let Place::Beaten(written) = recheck.place {
+            let time = "extract(epoch from pg_catalog.pg_xact_commit_timestamp(t.xmin)) * 1000000";
+            found.push(format!("{time} = {}", written.unix_us()));
         }
         let lower = lower_origins(client, recheck.version.origin).await?;
         let inherited = client.query(include_str!("sql/inherited.sql"), &[]).await?;

@@ -300,23 +300,23 @@ async fn a_composite_with_a_null_field_passes_the_slow_path() {
     cluster.all_show(rows, &["11|(1,)|0", "12|(,)|0"]).await;
 }
 
-/// Node 1 has deleted row 1 of `table`, which is decoded there while an older insert of node 2 is about to commit
-/// there, behind what the session that is returned holds back.
+/// Node 1 has deleted row 1 of `table`, and for a moment had the unique value of row 8, which is decoded there while
+/// the older inserts of both by node 2 are about to commit there, behind what the session that is returned holds back.
 async fn delete_under_an_insert_on_its_way(
     cluster: &Cluster,
     table: &str,
 ) -> synapsedb_dev::client::Session {
     let (here, origin) = (cluster.node(1), cluster.node(2));
-    here.sql(&format!("create table {table} (id int primary key, v text)")).await;
+    here.sql(&format!("create table {table} (id int primary key, v text unique)")).await;
     here.sql(&format!("insert into {table} values (2, 'held')")).await;
     cluster.all_show(&format!("select count(*) from {table}"), &["1"]).await;
     // What node 2 has not seen of node 3 is later than row 2 then: its transaction is not looked at closely.
     cluster.node(3).sql(&format!("insert into {table} values (4, 'seen')")).await;
     cluster.all_show(&format!("select count(*) from {table}"), &["2"]).await;
     origin.pause_agent();
-    let insert = format!("insert into {table} values (1, 'older')");
+    let insert = format!("insert into {table} values (1, 'older'), (8, 'taken')");
     origin
-        .sql(&format!("begin; {insert}; update {table} set v = 'older' where id = 2; commit"))
+        .sql(&format!("begin; {insert}; update {table} set v = 'two' where id = 2; commit"))
         .await;
     tokio::time::sleep(Duration::from_millis(5)).await;
     here.pause_decoding().await;
@@ -326,7 +326,8 @@ async fn delete_under_an_insert_on_its_way(
         .await
         .unwrap();
     here.sql(&format!("insert into {table} values (1, 'later')")).await;
-    here.sql(&format!("delete from {table} where id = 1")).await;
+    here.sql(&format!("insert into {table} values (7, 'taken')")).await;
+    here.sql(&format!("delete from {table} where id in (1, 7)")).await;
     origin.resume();
     let held = "select count(*) from pg_stat_activity
                 where application_name = 'synapsedb apply 2' and wait_event_type = 'Lock'";
@@ -369,15 +370,16 @@ async fn what_lost_to_a_local_write_goes_also_after_a_restart() {
         holder.batch_execute("commit").await
     });
     locked.and(held_back).unwrap();
-    let row = "select v from not_looked_at where id = 1";
-    eventually("the insert commits", NOTICED, async || here.shows(row, &["older"]).await).await;
+    let rows = "select id, v from not_looked_at where id in (1, 8) order by id";
+    let older = ["1|older", "8|taken"];
+    eventually("the insert commits", NOTICED, async || here.shows(rows, &older).await).await;
     // It has been decoded when what is written upon it has been.
     here.sql("create table upon_it (id int primary key)").await;
     cluster.all_show("select count(*) from upon_it", &["0"]).await;
     here.kill_agent();
     here.start();
     cluster.wait_ready().await;
-    here.shows(row, &["older"]).await.unwrap();
+    here.shows(rows, &older).await.unwrap();
     table_holder.batch_execute("commit").await.unwrap();
     cluster.all_show("select id from not_looked_at order by id", &["2", "3", "4"]).await;
 }

@@ -134,7 +134,7 @@ impl Publisher<'_> {
                 None => VersionVector::new(),
             };
             let (relation, change) = (relation.raw.clone(), body.clone());
-            let place = Place::OfWinner;
+            let place = Place::Winner;
             self.rechecks.push(Recheck { relation, change, version, place, awaits, tries: 0 });
         }
         if foreign {
