@@ -68,7 +68,17 @@ pub enum OldTuple<'a> {
     Full(Tuple<'a>),
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    /// What is told of the row before, and the row after; neither for a truncate.
+    pub fn rows(&self) -> (Option<&OldTuple<'a>>, Option<&Tuple<'a>>) {
+        match self {
+            Self::Insert { new, .. } => (None, Some(new)),
+            Self::Update { old, new, .. } => (old.as_ref(), Some(new)),
+            Self::Delete { old, .. } => (Some(old), None),
+            Self::Truncate { .. } => (None, None),
+        }
+    }
+
     /// The relation whose rows change; that of a truncate is its first.
     pub fn relation(&self) -> u32 {
         match self {

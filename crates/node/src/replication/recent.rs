@@ -217,12 +217,7 @@ pub(crate) fn unseen_by(
     change: &Change<'_>,
     writer: &Writer<'_>,
 ) -> VersionVector {
-    let (old, new) = match change {
-        Change::Insert { new, .. } => (None, Some(new)),
-        Change::Update { old, new, .. } => (old.as_ref(), Some(new)),
-        Change::Delete { old, .. } => (Some(old), None),
-        Change::Truncate { .. } => (None, None),
-    };
+    let (old, new) = change.rows();
     let mut unseen = VersionVector::new();
     if let Some(left) = old.and_then(|old| keys.row(old_values(old))) {
         unseen.merge(&history.arrivals_before(left, writer.version));

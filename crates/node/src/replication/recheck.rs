@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use synapsedb_core::change::{Change, Relation, Value};
+use synapsedb_core::change::{Relation, Value};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::{RowVersion, VersionVector};
@@ -180,12 +180,7 @@ async fn one(client: &Client, recheck: &Recheck) -> Result<()> {
     let Message::Change(change) = pgoutput::decode(&recheck.change)? else { return Ok(()) };
     let indexes = keys::load(client, &relation.schema, &relation.name).await?.indexes;
     let Some(primary) = indexes.iter().find(|index| index.is_primary) else { return Ok(()) };
-    let (old, new) = match &change {
-        Change::Insert { new, .. } => (None, Some(new)),
-        Change::Update { old, new, .. } => (old.as_ref(), Some(new)),
-        Change::Delete { old, .. } => (Some(old), None),
-        Change::Truncate { .. } => (None, None),
-    };
+    let (old, new) = change.rows();
     let place = |row| Looked { client, relation: &relation, recheck, row };
     if let (Place::Winner, Some(old)) = (recheck.place, old) {
         place(old_values(old)).older_goes(&[(primary, true)]).await?;

@@ -90,12 +90,10 @@ impl Lane<'_> {
 /// Adds what a change writes; nothing when it does not tell.
 fn claim(set: &mut WriteSet, plan: &Plan, change: &Change<'_>, max: usize) -> Option<()> {
     let keys = plan.keys.as_ref()?;
-    let (old, new) = match change {
-        Change::Insert { new, .. } => (None, Some(new)),
-        Change::Update { old, new, .. } => (old.as_ref(), Some(new)),
-        Change::Delete { old, .. } => (Some(old), None),
-        Change::Truncate { .. } => return None,
-    };
+    if matches!(change, Change::Truncate { .. }) {
+        return None;
+    }
+    let (old, new) = change.rows();
     // Which unique values a row lets go is told only where the whole old row is.
     let lets_go = keys.has_claims() && !matches!(change, Change::Insert { .. });
     if lets_go && !matches!(old, Some(OldTuple::Full(_))) {
