@@ -72,6 +72,10 @@ pub enum Seen {
 /// taken before the record is written. Measured: at most 121 µs; a process that is stopped in between takes longer.
 const INVERSION_US: i64 = 1_000_000;
 
+/// Among how many commits from the first unseen one the earliest time is looked for: as many sessions may commit at the
+/// same instant. A row whose time is missed is still older than the transaction, which wins.
+const INVERSION_COMMITS: usize = 64;
+
 /// A write on a row of a table with a policy of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownWrite {
@@ -162,7 +166,10 @@ impl History {
             let seen = vector.get(node);
             if last.lsn > seen {
                 let unseen = commits.partition_point(|commit| commit.lsn <= seen);
-                bound = bound.min(commits[unseen].time.plus_us(-1));
+                // The times stand nearly in the order of the records.
+                let first = commits.range(unseen..).take(INVERSION_COMMITS);
+                let earliest = first.map(|commit| commit.time).min().unwrap_or(time);
+                bound = bound.min(earliest.plus_us(-1));
             } else if node == here {
                 // Local commits that are not decoded yet are younger than the last that is.
                 bound = bound.min(last.time);
@@ -218,6 +225,11 @@ impl History {
         let commits = self.commits.get(&origin)?;
         let at = commits.binary_search_by_key(&lsn, |commit| commit.lsn).ok()?;
         commits.get(at).copied()
+    }
+
+    /// The commits of `origin` that are remembered, in the order of the WAL.
+    pub(crate) fn commits_of(&self, origin: NodeId) -> Option<&VecDeque<Commit>> {
+        self.commits.get(&origin)
     }
 
     /// One side of a foreign key was written: a child that refers to somebody, or a parent that goes.

@@ -20,6 +20,7 @@ pub mod conflict;
 pub mod delivery;
 pub mod durability;
 pub mod failover;
+pub mod group;
 pub mod guard;
 pub mod history;
 pub mod ids;

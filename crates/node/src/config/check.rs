@@ -106,6 +106,10 @@ impl Check<'_, '_> {
             self.refuse("replication.row_timeout_ms", text.clone());
             self.refuse("replication.lock_timeout_ms", text);
         }
+        let group_max = synapsedb_core::group::MAX as u64;
+        self.within("replication.apply_group_max", config.apply_group_max as u64, 1, group_max);
+        let group_ms = config.apply_group_lock_timeout_ms;
+        self.within("replication.apply_group_lock_timeout_ms", group_ms, 1, lock_ms);
     }
 
     /// A worker gives up long before the lane would.

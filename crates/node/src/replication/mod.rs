@@ -40,6 +40,7 @@ mod status;
 mod task;
 pub mod verify;
 mod visible;
+mod writers;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -81,6 +82,12 @@ pub struct Config {
     pub apply_window_bytes: usize,
     /// Rows that one bulk INSERT carries at most.
     pub apply_batch_rows: usize,
+    /// Consecutive small transactions of one origin that are applied as one local transaction at most; 1 applies each
+    /// by itself. See decision 024.
+    pub apply_group_max: usize,
+    /// How long such a group waits for a lock; then its transactions are applied one by one, with
+    /// [`Config::lock_timeout_ms`].
+    pub apply_group_lock_timeout_ms: u64,
     /// Workers of each lane, which apply large transactions ahead of their turn. None by default: see decision 023.
     pub apply_workers: usize,
     /// Rows from which on a transaction is worth being handed to a worker.
@@ -145,6 +152,8 @@ impl Default for Config {
             apply_window: 256,
             apply_window_bytes: 1 << 20,
             apply_batch_rows: 1000,
+            apply_group_max: 32,
+            apply_group_lock_timeout_ms: 20,
             apply_workers: 0,
             apply_worker_min_rows: 100,
             apply_worker_claims_max: 50_000,

@@ -14,10 +14,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bytes::Bytes;
-use synapsedb_core::change::{Relation, Value};
+use synapsedb_core::change::{Column, Relation, Value};
 use synapsedb_core::ids::NodeId;
+use synapsedb_core::lsn::Lsn;
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::client::Client;
@@ -28,8 +29,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::apply::inherited::Inherited;
-use super::keys::{self, UniqueIndex};
+use super::keys::{self, LocalKeys, RowKeys, UniqueIndex};
 use super::recent::old_values;
+use super::writers::{self, Table};
 use super::{Shared, origin, parse_origin_name};
 use crate::tasks::Shutdown;
 
@@ -37,6 +39,8 @@ use crate::tasks::Shutdown;
 const ORIGIN: &str = "synapsedb_recheck";
 /// How often the origin is asked for.
 const TRIES_MAX: u32 = 50;
+/// How often a place is looked at whose row others change at the same time.
+const LOOKS_MAX: usize = 8;
 /// How often a row is tried in vain before that is told: somebody may have it locked.
 const TRIES_UNTOLD_MAX: u32 = 50;
 /// The wait before what could not be looked at is tried again: a row may be locked for long.
@@ -145,7 +149,7 @@ async fn look(shared: &Shared, waiting: &mut Vec<Recheck>) -> Result<()> {
             continue;
         }
         shared.own_commits.wait_visible(shared, recheck.version.lsn).await?;
-        match one(&client, recheck).await {
+        match one(shared, &client, recheck).await {
             Ok(()) => drop(waiting.swap_remove(at)),
             Err(error) => match refused(&error) {
                 None => return Err(error.context("look again at where a local write was")),
@@ -175,13 +179,14 @@ fn refused(error: &anyhow::Error) -> Option<&str> {
     Some(error.as_db_error()?.code().code())
 }
 
-async fn one(client: &Client, recheck: &Recheck) -> Result<()> {
+async fn one(shared: &Shared, client: &Client, recheck: &Recheck) -> Result<()> {
     let Message::Relation(relation) = pgoutput::decode(&recheck.relation)? else { return Ok(()) };
     let Message::Change(change) = pgoutput::decode(&recheck.change)? else { return Ok(()) };
-    let indexes = keys::load(client, &relation.schema, &relation.name).await?.indexes;
+    let keys = &keys::load(client, &relation.schema, &relation.name).await?;
+    let LocalKeys { indexes, .. } = keys;
     let Some(primary) = indexes.iter().find(|index| index.is_primary) else { return Ok(()) };
     let (old, new) = change.rows();
-    let place = |row| Looked { client, relation: &relation, recheck, row };
+    let place = |row| Looked { shared, client, relation: &relation, keys, recheck, row };
     if let (Place::Winner, Some(old)) = (recheck.place, old) {
         place(old_values(old)).older_goes(&[(primary, true)]).await?;
     }
@@ -197,8 +202,10 @@ async fn one(client: &Client, recheck: &Recheck) -> Result<()> {
 
 /// A row whose place is looked at.
 struct Looked<'r> {
+    shared: &'r Shared,
     client: &'r Client,
     relation: &'r Relation,
+    keys: &'r LocalKeys,
     recheck: &'r Recheck,
     row: &'r [Value<'r>],
 }
@@ -207,7 +214,58 @@ impl Looked<'_> {
     /// Deletes the remote row that has the values of the row in each of the indexes, or has not, and is older than the
     /// local write.
     async fn older_goes(&self, indexes: &[(&UniqueIndex, bool)]) -> Result<()> {
-        let Self { client, relation, recheck, row } = self;
+        let Self { client, relation, recheck, .. } = self;
+        let Some((found, values)) = self.condition(indexes).await? else { return Ok(()) };
+        let parameters: Vec<&(dyn ToSql + Sync)> =
+            values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+        let table = quote::qualified(&relation.schema, &relation.name);
+        let key = self.key();
+        let version = recheck.version;
+        let inherited = client.query(include_str!("sql/inherited.sql"), &[]).await?;
+        let boundary = |row: &Row| -> Result<_> {
+            Ok((row.get::<_, &str>(0).parse()?, row.get::<_, &str>(1).parse()?))
+        };
+        let inherited = Inherited::new(inherited.iter().map(boundary).collect::<Result<_>>()?);
+        let parts = [
+            ("table", table.as_str()),
+            ("found", &found),
+            ("without_origin", &inherited.node_sql("t", version.origin)),
+            ("key", &key),
+        ];
+        let place = quote::fill(include_str!("sql/place.sql"), &parts);
+        for _ in 0..LOOKS_MAX {
+            let mut any = false;
+            for row in &client.query(&place, &parameters).await? {
+                if self.gives_way(row).await? {
+                    any = true;
+                    let parts = [
+                        ("table", table.clone()),
+                        ("found", found.clone()),
+                        ("writer", quote::literal(row.get(0))),
+                        ("time", version.commit_time.unix_us().to_string()),
+                        ("schema_name", quote::literal(&relation.schema)),
+                        ("table_name", quote::literal(&relation.name)),
+                        ("origin", version.origin.to_string()),
+                        ("lsn", quote::literal(&version.lsn.to_string())),
+                    ];
+                    let parts = parts.each_ref().map(|(name, text)| (*name, text.as_str()));
+                    let sql = quote::fill(include_str!("sql/older_goes.sql"), &parts);
+                    client.query(&sql, &parameters).await?;
+                }
+            }
+            if !any {
+                return Ok(());
+            }
+        }
+        bail!("other sessions keep changing the row")
+    }
+
+    /// The condition that finds the row, and the values in it. Nothing when one is missing.
+    async fn condition(
+        &self,
+        indexes: &[(&UniqueIndex, bool)],
+    ) -> Result<Option<(String, Vec<String>)>> {
+        let Self { client, relation, row, .. } = self;
         let types = client
             .query(include_str!("sql/replica_table.sql"), &[&relation.schema, &relation.name])
             .await?;
@@ -230,49 +288,74 @@ impl Looked<'_> {
         };
         let mut found = Vec::new();
         for (index, has) in indexes {
-            let Some(condition) = condition(index) else { return Ok(()) };
+            let Some(condition) = condition(index) else { return Ok(None) };
             found.push(format!("{}({condition})", if *has { "" } else { "not " }));
         }
-        if let Place::Beaten(written) = recheck.place {
-            let time = "extract(epoch from pg_catalog.pg_xact_commit_timestamp(t.xmin)) * 1000000";
-            found.push(format!("{time} = {}", written.unix_us()));
-        }
-        let lower = lower_origins(client, recheck.version.origin).await?;
-        let inherited = client.query(include_str!("sql/inherited.sql"), &[]).await?;
-        let boundary = |row: &Row| -> Result<_> {
-            Ok((row.get::<_, &str>(0).parse()?, row.get::<_, &str>(1).parse()?))
+        Ok(Some((found.join(" and "), values)))
+    }
+
+    /// The columns of the primary key as SQL.
+    fn key(&self) -> String {
+        let primary = self.keys.indexes.iter().filter(|index| index.is_primary);
+        let columns = primary.flat_map(|index| &index.columns);
+        columns.map(|name| keys::text_sql(name)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether a row at the place, as `place.sql` tells it, is of another node and older than the local write.
+    async fn gives_way(&self, row: &Row) -> Result<bool> {
+        let Self { client, recheck, .. } = self;
+        let (roident, node): (&str, i32) = (row.get(1), row.get(2));
+        let commit_time = Timestamp::from_unix_us(row.get(3));
+        let origin = match roident {
+            "0" => u16::try_from(node).ok().and_then(NodeId::new),
+            roident => node_of(client, roident).await?,
         };
-        let inherited = Inherited::new(inherited.iter().map(boundary).collect::<Result<_>>()?);
-        let table = quote::qualified(&relation.schema, &relation.name);
-        let version = recheck.version;
-        let parts = [
-            ("table", table.clone()),
-            ("found", found.join(" and ")),
-            ("without_origin", inherited.node_sql("t", version.origin)),
-            ("lower", lower),
-            ("time", version.commit_time.unix_us().to_string()),
-            ("schema_name", quote::literal(&relation.schema)),
-            ("table_name", quote::literal(&relation.name)),
-            ("origin", version.origin.to_string()),
-            ("lsn", quote::literal(&version.lsn.to_string())),
-        ];
-        let parts = parts.each_ref().map(|(name, text)| (*name, text.as_str()));
-        let sql = quote::fill(include_str!("sql/older_goes.sql"), &parts);
-        let parameters: Vec<&(dyn ToSql + Sync)> =
-            values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
-        client.query(&sql, &parameters).await?;
-        Ok(())
+        let here = recheck.version.origin;
+        if roident == "0" && origin == Some(here) {
+            return Ok(false);
+        }
+        let written = match origin {
+            Some(origin) if roident != "0" => {
+                self.writer(RowVersion { commit_time, origin, lsn: Lsn::ZERO }, row.get(4))?
+                    .commit_time
+            }
+            Some(_) | None => commit_time,
+        };
+        if matches!(recheck.place, Place::Beaten(time) if time != written) {
+            return Ok(false);
+        }
+        let same_time = written == recheck.version.commit_time;
+        let is_lower = origin.is_some_and(|origin| origin < here);
+        Ok(written < recheck.version.commit_time || same_time && is_lower)
+    }
+
+    /// Who wrote a row with this `stamp` and primary key: it may have come in a group.
+    fn writer(&self, stamp: RowVersion, key: Vec<Option<String>>) -> Result<RowVersion> {
+        let Self { shared, relation, .. } = self;
+        let stamped = shared.recent.lock().stamped(stamp.origin, stamp.commit_time);
+        let Some(stamped) = stamped else { return Ok(stamp) };
+        let primary = self.keys.indexes.iter().filter(|index| index.is_primary);
+        let names = primary.flat_map(|index| &index.columns);
+        let by_name: Vec<(&String, &Option<String>)> = names.zip(&key).collect();
+        let value = |column: &Column| {
+            let value = by_name.iter().find(|(name, _)| **name == column.name);
+            let text = value.and_then(|(_, value)| value.as_deref());
+            text.map_or(Value::Null, |text| Value::Text(text.as_bytes()))
+        };
+        let tuple: Vec<Value<'_>> = relation.columns.iter().map(value).collect();
+        let keys = LocalKeys { indexes: self.keys.indexes.clone(), policy: None };
+        let digest = RowKeys::new(relation, &keys).and_then(|keys| keys.row(&tuple));
+        let Some(digest) = digest else { return Ok(stamp) };
+        let (schema, name) = (relation.schema.clone(), relation.name.clone());
+        let table = Table { schema, name, keys };
+        let found = writers::of_group(shared, stamp.origin, stamped.span, &table, digest)?;
+        Ok(found.unwrap_or(stamp))
     }
 }
 
-/// The numbers of the origins of nodes below one, for a list in SQL that is never empty.
-async fn lower_origins(client: &Client, than: NodeId) -> Result<String> {
-    let mut lower = Vec::new();
-    for origin in &client.query(include_str!("sql/origins.sql"), &[]).await? {
-        if parse_origin_name(origin.get(1)).is_some_and(|(node, _)| node < than) {
-            lower.push(origin.get::<_, String>(0));
-        }
-    }
-    lower.push("-1".to_owned());
-    Ok(lower.join(", "))
+/// The node whose origin has this local number.
+async fn node_of(client: &Client, roident: &str) -> Result<Option<NodeId>> {
+    let origins = client.query(include_str!("sql/origins.sql"), &[]).await?;
+    let known = origins.iter().find(|row| row.get::<_, &str>(0) == roident);
+    Ok(known.and_then(|row| parse_origin_name(row.get(1))).map(|(node, _)| node))
 }

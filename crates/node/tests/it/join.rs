@@ -141,31 +141,28 @@ async fn a_copy_keeps_the_versions_of_all_rows() {
     assert!(expected[4].ends_with("synapsedb_1_1"), "{expected:?}");
     assert!(expected[10].ends_with("synapsedb_3_1"), "{expected:?}");
     // To a later write of node 3 gives way what came with the copy, and not what node 3 wrote itself.
-    assert_eq!(gives_way(three, 3).await, 1, "a row that node 1 wrote before the copy");
-    assert_eq!(gives_way(three, 10).await, 1, "a row that was applied here");
-    assert_eq!(gives_way(three, 11).await, 0, "a row that node 3 wrote");
+    assert_eq!(writer(three, 3).await, "no origin, node 1", "written before the copy");
+    assert_eq!(writer(three, 10).await, "an origin", "applied here");
+    assert_eq!(writer(three, 11).await, "no origin, node 3", "of node 3 itself");
 }
 
-/// How many rows with this key give way to a later local write at node 3. Nothing is changed.
-async fn gives_way(node: &Node, id: u32) -> usize {
+/// Who wrote the row with this key, as it is told when a place is looked at again at node 3.
+async fn writer(node: &Node, id: u32) -> String {
     let without_origin = "(select coalesce((select i.node from synapsedb.inherited i
         where age(t.xmin) > age((i.before_xid::text::numeric % 4294967296)::text::xid)
         order by before_xid limit 1), 3))";
-    let sql = include_str!("../../src/replication/sql/older_goes.sql")
+    let place = include_str!("../../src/replication/sql/place.sql")
         .replace("{table}", "versioned")
         .replace("{found}", &format!("t.id = {id}"))
         .replace("{without_origin}", without_origin)
-        .replace("{lower}", "-1")
-        .replace("{time}", "9999999999999999")
-        .replace("{schema_name}", "'public'")
-        .replace("{table_name}", "'versioned'")
-        .replace("{origin}", "3")
-        .replace("{lsn}", "'0/1'");
-    let session = agent(node).session().await;
-    session.rows("begin").await.unwrap();
-    let gone = session.rows(&sql).await.unwrap();
-    session.rows("rollback").await.unwrap();
-    gone.len()
+        .replace("{key}", "t.id::text");
+    let told = format!(
+        "select case roident when '0' then 'no origin, node ' || node else 'an origin' end
+        from ({place}) as place (writer, roident, node, commit_time, key)"
+    );
+    let rows = agent(node).session().await.rows(&told).await.unwrap();
+    assert_eq!(rows.len(), 1, "row {id}");
+    rows[0].clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

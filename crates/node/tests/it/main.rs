@@ -18,6 +18,7 @@ mod doors;
 mod drivers;
 mod durability;
 mod gossip;
+mod groups;
 mod guide;
 mod http;
 mod incarnation;

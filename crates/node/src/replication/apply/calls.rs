@@ -15,6 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use synapsedb_core::change::{Change, Value};
 use synapsedb_core::delivery::Delivery;
+use synapsedb_core::group::Group;
 use synapsedb_core::history::Writer;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::time::Timestamp;
@@ -95,12 +96,15 @@ impl<'f> Statement<'f> {
 struct Run {
     procedure: Arc<Procedure>,
     lsns: Array,
+    /// The commit times of the transactions with which the server commits: NULL for one that a group goes on behind.
     times: Array,
     bounds: Array,
     values: Vec<Array>,
     last: Lsn,
     last_time: Timestamp,
     transactions: u64,
+    /// The last group.
+    group: Group,
 }
 
 impl Run {
@@ -115,6 +119,7 @@ impl Run {
             last: Lsn::ZERO,
             last_time: Timestamp::default(),
             transactions: 0,
+            group: Group::default(),
         }
     }
 
@@ -127,13 +132,14 @@ impl Run {
                 .all(|((plan, shape), statement)| statement.plan == *plan && statement.has(shape))
     }
 
-    /// Adds a transaction; answers whether all its values could be. If not, nothing of it was added.
+    /// Adds a transaction, to the last group if that has fewer than `group_max`; answers whether all its values could
+    /// be. If not, nothing of it was added.
     fn push(
         &mut self,
         header: &Header,
         bound: Timestamp,
-        statements: &[Statement<'_>],
-        plans: &[Plan],
+        (statements, plans): (&[Statement<'_>], &[Plan]),
+        group_max: usize,
     ) -> Result<bool> {
         let mut arrays = self.values.iter_mut();
         let mut added = 0;
@@ -156,6 +162,12 @@ impl Run {
         if !whole {
             self.values[..added].iter_mut().for_each(Array::pop);
             return Ok(false);
+        }
+        if self.group.takes(header.commit_time, group_max) {
+            self.times.pop();
+            self.times.push(Value::Null)?;
+        } else {
+            self.group = Group::of(header.commit_time);
         }
         self.lsns.push_binary(&header.commit_lsn.0.to_be_bytes());
         self.times.push_binary(&header.commit_time.0.to_be_bytes());
@@ -196,7 +208,11 @@ impl Lane<'_> {
             return Ok(false);
         };
         let Some(run) = &mut self.calls.run else { return Ok(false) };
-        if !run.push(&header, bound, &statements, &self.plans)? {
+        let group_max = match header.commit_lsn <= self.alone_through {
+            true => 1,
+            false => self.shared.config.apply_group_max,
+        };
+        if !run.push(&header, bound, (&statements, &self.plans), group_max)? {
             return Ok(false);
         }
         if run.is_full() {
@@ -242,7 +258,10 @@ impl Lane<'_> {
             .chain(run.values)
             .map(Array::finish)
             .collect();
-        let mut parameters = vec![Parameter::Binary(&previous)];
+        let config = &self.shared.config;
+        let patience = config.apply_group_lock_timeout_ms.min(config.lock_timeout_ms).to_string();
+        let mut parameters =
+            vec![Parameter::Binary(&previous), Parameter::Text(patience.as_bytes())];
         parameters.extend(arrays.iter().map(|array| Parameter::Binary(array)));
         self.session.execute(&run.procedure.call, &parameters, Purpose::Call)?;
         self.session.sync_run(run.last, run.transactions);
@@ -330,9 +349,10 @@ impl Lane<'_> {
             shape.iter().flat_map(|(plan, shape)| self.plans[*plan].elements(shape)).collect();
         self.session.query(&create_procedure(&name, &shape, &elements, &self.plans)).await?;
         let places =
-            (5..).zip(&elements).map(|(place, element)| format!(", ${place}::{}[]", element.sql()));
+            (6..).zip(&elements).map(|(place, element)| format!(", ${place}::{}[]", element.sql()));
         let call = format!(
-            "call synapsedb.{name}($1::pg_lsn, $2::pg_lsn[], $3::timestamptz[], $4::timestamptz[]{}, 0)",
+            "call synapsedb.{name}($1::pg_lsn, $2::text, $3::pg_lsn[], $4::timestamptz[], \
+             $5::timestamptz[]{}, 0)",
             places.collect::<String>()
         );
         self.session.prepare(&name, &call)?;
@@ -381,7 +401,7 @@ fn create_procedure(
     );
     let parameters = list(&|n, sql| format!(", v{n} {sql}[]"));
     format!(
-        "create procedure synapsedb.{name}(previous pg_lsn, lsns pg_lsn[], times timestamptz[], \
+        "create procedure synapsedb.{name}(previous pg_lsn, patience text, lsns pg_lsn[], times timestamptz[], \
          bounds timestamptz[]{parameters}, inout ineffective bigint) language plpgsql as {}",
         quote::literal(&body)
     )

@@ -26,6 +26,14 @@ impl Failure {
         self.error.as_ref().is_some_and(|error| is_passing(&error.sqlstate))
     }
 
+    /// Whether the transactions of its group may have failed with it for the sake of one, or the group for what single
+    /// transactions do not meet: a lock that it waited for while it held others.
+    pub(crate) fn may_be_of_others(&self) -> bool {
+        let code = self.error.as_ref().map(|error| error.sqlstate.as_str());
+        let waited = matches!(code, Some("55P03" | "40P01"));
+        !self.unreadable && (waited || !self.is_passing())
+    }
+
     /// One line for the status and the log.
     pub(crate) fn text(&self) -> String {
         let statement = self.ddl.as_ref().map_or(String::new(), |(tag, _)| format!("{tag}: "));

@@ -89,6 +89,9 @@ pub(crate) struct Lane<'a> {
     /// Whether runs may be applied by procedures.
     pub(super) procedures: bool,
     pub(super) calls: Calls,
+    /// The transactions through this one are applied by themselves: a run with one of them has failed, and it is not
+    /// known which.
+    pub(super) alone_through: Lsn,
     /// Runs that failed for another reason than a row that was not as expected.
     pub(super) failed_runs: u32,
     /// How many transactions in a row have met conflicts.
@@ -145,9 +148,15 @@ impl Lane<'_> {
         }
     }
 
-    /// After a failure: the transaction that failed is applied row by row. One of a run failed somewhere in it, the
-    /// first that was not applied is the one.
+    /// After a failure: the transaction that failed is applied row by row. Which one of a run that is shows when they
+    /// are applied one by one: then the first that was not applied is the one.
     async fn look_closely(&mut self, failure: Failure) -> Step<()> {
+        if failure.run && failure.commit_lsn > self.alone_through && failure.may_be_of_others() {
+            let through = self.sent;
+            self.recover().await?;
+            self.alone_through = through;
+            return Ok(());
+        }
         if failure.is_passing() || failure.unreadable {
             return Err(Stop::Failed(Box::new(failure)));
         }

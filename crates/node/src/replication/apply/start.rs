@@ -109,6 +109,7 @@ impl<'a> Lane<'a> {
             begun_any: false,
             procedures: true,
             calls: Calls::default(),
+            alone_through: Lsn::ZERO,
             failed_runs: 0,
             conflicting: 0,
             deferred: false,

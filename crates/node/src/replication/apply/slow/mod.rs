@@ -4,6 +4,7 @@
 //! The transaction is still one local transaction with its origin's position and time, so it counts as applied exactly
 //! once, like every other.
 
+mod grouped;
 mod left_out;
 mod log;
 mod policy;

@@ -12,7 +12,6 @@ use synapsedb_core::version::RowVersion;
 use super::super::lane::Lane;
 use super::statement::VALUES_FROM;
 use super::{Settled, Trouble, column};
-use crate::replication::keys::LocalKeys;
 use crate::replication::rewrites::{self, Rewritten};
 
 impl Lane<'_> {
@@ -56,7 +55,7 @@ impl Lane<'_> {
             schema: described.schema.clone(),
             table: described.name.clone(),
         };
-        let keys = LocalKeys { indexes: described.indexes.clone(), policy: None };
+        let table = self.table_of(plan);
         let shared = self.shared;
         let mut known = shared.rewrites.writers.lock().await;
         if let Some(known) = known.get(&rewritten) {
@@ -69,7 +68,7 @@ impl Lane<'_> {
             let version = self.incoming()?;
             applied.advance(version.origin, version.lsn);
         }
-        let writers = rewrites::writers(shared, &rewritten, keys, applied).await;
+        let writers = rewrites::writers(shared, table, applied).await;
         let writers = Arc::new(writers.map_err(Trouble::from)?);
         known.insert(rewritten, writers.clone());
         Ok(writers)

@@ -194,7 +194,13 @@ impl Lane<'_> {
         let json = column(&row, 3)?.to_owned();
         let (version, concurrent, undecoded) = match column(&row, 5)? {
             "true" => self.writer_before(plan, &row).await?,
-            _ => self.writer_of(plan, &row)?,
+            _ => match self.writer_of(plan, &row)? {
+                (Some(stamp), true, false) if column(&row, 1)? != "0" => {
+                    let (version, concurrent) = self.writer_in_group(plan, &row, stamp)?;
+                    (version, concurrent, false)
+                }
+                told => told,
+            },
         };
         let values = row.into_iter().skip(VALUES_FROM).collect();
         Ok(LocalRow { version, concurrent, undecoded, json, values })

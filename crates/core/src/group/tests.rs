@@ -1,0 +1,179 @@
+//! All small histories in all groups: a stamp says as much of a row as the commit time of its writer.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use super::{Else, Group, MAX};
+use crate::history::{Commit, History};
+use crate::ids::NodeId;
+use crate::lsn::Lsn;
+use crate::time::Timestamp;
+use crate::version::VersionVector;
+
+/// A transaction of the origin: its commit time and the row that it writes, by number.
+type Transaction = (i64, usize);
+
+fn node(number: u16) -> NodeId {
+    NodeId::new(number).unwrap()
+}
+
+fn lsn(at: usize) -> Lsn {
+    Lsn(100 * (at as u64 + 1))
+}
+
+/// All histories of `length` transactions on two rows whose times go back by at most a little.
+fn histories(length: usize) -> Vec<Vec<Transaction>> {
+    let mut all: Vec<Vec<Transaction>> = vec![Vec::new()];
+    for at in 0..length {
+        all = all
+            .into_iter()
+            .flat_map(|history| {
+                [10, 20, 30].into_iter().flat_map(move |late| {
+                    let history = history.clone();
+                    [0, 1].into_iter().map(move |row| {
+                        let mut longer = history.clone();
+                        longer.push((10 * at as i64 + late, row));
+                        longer
+                    })
+                })
+            })
+            .collect();
+    }
+    all
+}
+
+/// What every row shows after the transactions were applied in groups, where one ends behind each transaction of
+/// `ends` too: its stamp, and the place of its true writer.
+fn apply(
+    history: &[Transaction],
+    ends: u32,
+    takes: impl Fn(&mut Group, Timestamp) -> bool,
+) -> BTreeMap<usize, (Timestamp, usize)> {
+    let mut shown = BTreeMap::new();
+    let mut group = Group::default();
+    let mut open: Vec<(usize, usize)> = Vec::new();
+    for (at, (time, row)) in history.iter().enumerate() {
+        let time = Timestamp(*time);
+        let ended = at > 0 && ends & (1 << (at - 1)) != 0;
+        if ended || !takes(&mut group, time) {
+            group = Group::of(time);
+            open.clear();
+        }
+        open.push((*row, at));
+        for (row, writer) in &open {
+            shown.insert(*row, (time, *writer));
+        }
+    }
+    shown
+}
+
+fn remembered(history: &[Transaction]) -> History {
+    let mut remembered = History::new(0);
+    for (at, (time, _)) in history.iter().enumerate() {
+        let commit = Commit { lsn: lsn(at), time: Timestamp(*time), xid: 0 };
+        remembered.committed(node(1), commit, &VersionVector::new());
+    }
+    remembered
+}
+
+/// Why the rows would be taken for another writer's, if they would.
+fn wrong(
+    history: &[Transaction],
+    ends: u32,
+    takes: impl Fn(&mut Group, Timestamp) -> bool,
+) -> Option<String> {
+    let known = remembered(history);
+    for (row, (stamp, writer)) in apply(history, ends, takes) {
+        let told = format!("row {row} of {history:?} with the stamp {stamp:?}, ends {ends:b}");
+        let true_time = Timestamp(history[writer].0);
+        if stamp < true_time {
+            return Some(format!("{told}: earlier than its writer"));
+        }
+        let Some(stamped) = known.stamped(node(1), stamp) else {
+            return Some(format!("{told}: unknown"));
+        };
+        let span = stamped.span;
+        let is_in = |at: &usize| lsn(*at) > span.after && lsn(*at) <= span.through;
+        let wrote = (0..history.len()).filter(is_in).filter(|at| history[*at].1 == row);
+        // A time that two transactions have may stand for the later one, which is not in the group.
+        let later = history
+            .iter()
+            .enumerate()
+            .any(|(at, (time, _))| at > writer && Timestamp(*time) == stamp);
+        if wrote.max() != Some(writer) && !later {
+            return Some(format!("{told}: another writer is found"));
+        }
+        // Whoever is certain by the stamp to have seen the row, has seen its writer.
+        for seen in 0..=history.len() {
+            let mut vector = VersionVector::new();
+            if seen > 0 {
+                vector.advance(node(1), lsn(seen - 1));
+            }
+            // The node that applies has commits of its own, or no bound is known.
+            let mut known = known.clone();
+            let own = Commit { lsn: Lsn(1), time: Timestamp(1_000_000), xid: 0 };
+            known.committed(node(2), own, &VersionVector::new());
+            let bound = known.bound(node(2), node(3), &vector, Timestamp(2_000_000));
+            if stamp <= bound && writer >= seen {
+                return Some(format!("{told}: passes for seen by who has seen {seen}"));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn a_row_of_a_group_is_told_to_be_of_its_writer() {
+    let mut looked_at = 0;
+    for length in 1..=4 {
+        for history in histories(length) {
+            for ends in 0..1 << (length - 1) {
+                for max in [1, 2, MAX] {
+                    let takes = |group: &mut Group, time| group.takes(time, max);
+                    assert_eq!(wrong(&history, ends, takes), None);
+                    looked_at += 1;
+                }
+            }
+        }
+    }
+    assert!(looked_at > 10_000, "{looked_at}");
+}
+
+#[test]
+fn a_group_that_took_an_earlier_time_would_be_told_wrongly() {
+    let careless = |group: &mut Group, time| {
+        let any = *group != Group::default();
+        *group = Group::of(time);
+        any
+    };
+    let all = histories(3);
+    assert!(all.iter().any(|history| wrong(history, 0, careless).is_some()));
+}
+
+#[test]
+fn a_group_has_no_more_than_it_may() {
+    let mut group = Group::default();
+    assert!(!group.takes(Timestamp(5), 8), "there is none yet");
+    group = Group::of(Timestamp(5));
+    assert!(group.takes(Timestamp(5), 3));
+    assert!(!group.takes(Timestamp(4), 3), "an earlier time");
+    assert!(group.takes(Timestamp(6), 3));
+    assert!(!group.takes(Timestamp(7), 3), "it has three");
+    let taken = (1..).take_while(|_| group.takes(Timestamp(8), usize::MAX)).count();
+    assert_eq!(3 + taken, MAX);
+    let mut alone = Group::of(Timestamp(5));
+    assert!(!alone.takes(Timestamp(6), 1));
+}
+
+#[test]
+fn what_is_not_remembered_was_seen_or_is_of_the_stamp() {
+    let history: Vec<Transaction> = (0..MAX as i64 + 10).map(|at| (10 * at, 0)).collect();
+    let known = remembered(&history);
+    let early = known.stamped(node(1), Timestamp(10)).unwrap();
+    assert_eq!((early.span.through, early.else_writer), (lsn(1), Else::Seen));
+    let late = known.stamped(node(1), Timestamp(10 * (MAX as i64 + 5))).unwrap();
+    assert_eq!((late.span.through, late.else_writer), (lsn(MAX + 5), Else::Stamp));
+    assert!(late.span.after < lsn(6) && late.span.after >= lsn(5), "{:?}", late.span);
+    assert_eq!(known.stamped(node(1), Timestamp(15)), None);
+    assert_eq!(known.stamped(node(2), Timestamp(10)), None);
+}

@@ -1,0 +1,53 @@
+//! A row that came in a group carries the commit time of the group's last transaction: who wrote it is read from the
+//! spool of its origin.
+
+use bytes::Bytes;
+use synapsedb_core::change::{Tuple, Value};
+use synapsedb_core::group::Else;
+use synapsedb_core::history::Writer;
+use synapsedb_core::version::RowVersion;
+
+use super::super::lane::Lane;
+use super::statement::VALUES_FROM;
+use super::{Settled, Trouble};
+use crate::replication::keys::LocalKeys;
+use crate::replication::writers::{self, Table};
+
+impl Lane<'_> {
+    /// The table of a plan, for the reading of spools.
+    pub(super) fn table_of(&self, plan: usize) -> Table {
+        let described = &self.plans[plan];
+        Table {
+            schema: described.schema.clone(),
+            name: described.name.clone(),
+            keys: LocalKeys { indexes: described.indexes.clone(), policy: None },
+        }
+    }
+
+    /// As [`Lane::writer_of`], of a row that another node wrote with this `stamp`, which the open transaction had not
+    /// seen: it may have seen the writer.
+    pub(super) fn writer_in_group(
+        &self,
+        plan: usize,
+        row: &[Option<Bytes>],
+        stamp: RowVersion,
+    ) -> Settled<(Option<RowVersion>, bool)> {
+        let as_told = (Some(stamp), true);
+        let stamped = self.shared.recent.lock().stamped(stamp.origin, stamp.commit_time);
+        let (Some(stamped), Some(header)) = (stamped, &self.header) else { return Ok(as_told) };
+        let values = row.iter().skip(VALUES_FROM);
+        let tuple: Tuple<'_> =
+            values.map(|value| value.as_deref().map_or(Value::Null, Value::Text)).collect();
+        let digest = self.plans[plan].keys.as_ref().and_then(|keys| keys.row(&tuple));
+        let Some(digest) = digest else { return Ok(as_told) };
+        let (table, span) = (self.table_of(plan), stamped.span);
+        let found = writers::of_group(self.shared, stamp.origin, span, &table, digest);
+        let writer = Writer { version: self.incoming()?, vector: &header.vector };
+        Ok(match (found.map_err(Trouble::from)?, stamped.else_writer) {
+            (Some(version), _) => (Some(version), !writer.has_seen(&version)),
+            // Whoever reads the quarantine knows nothing of what was seen.
+            (None, Else::Seen) if header.xid != 0 => (Some(stamp), false),
+            (None, Else::Seen | Else::Stamp) => as_told,
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! Who wrote rows, where the server does not tell: read from the spools, which hold every transaction that somebody may
+//! not have seen.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use synapsedb_core::change::Change;
+use synapsedb_core::group::Span;
+use synapsedb_core::history::Digest;
+use synapsedb_core::ids::NodeId;
+use synapsedb_core::rewrite::Writers;
+use synapsedb_core::version::RowVersion;
+use synapsedb_pg::pgoutput::{self, Message};
+
+use super::Shared;
+use super::keys::{LocalKeys, RowKeys};
+use super::recent::{self, relation_id};
+use super::spool::{Spool, SpoolError};
+
+/// A spool that is cut while it is read is read anew so often: what was cut, everybody had seen.
+const READS_MAX: u32 = 5;
+
+/// The table whose rows are meant.
+pub(crate) struct Table {
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    /// The unique indexes of the local table.
+    pub(crate) keys: LocalKeys,
+}
+
+/// Who wrote a row that was applied in a group: the last in `span` of the transactions of `origin` that wrote it.
+/// Nothing when none did.
+///
+/// # Errors
+/// A spool cannot be read.
+pub(crate) fn of_group(
+    shared: &Shared,
+    origin: NodeId,
+    span: Span,
+    table: &Table,
+    row: Digest,
+) -> Result<Option<RowVersion>> {
+    let mut writers = Writers::default();
+    // The lives that have ended first.
+    let ended = shared.spools.ended().into_iter().filter(|((of, _), _)| *of == origin);
+    let ended = ended.map(|(_, spool)| spool);
+    for spool in ended.chain(shared.spools.get(origin).map(|(_, spool)| spool)) {
+        read(&spool, origin, span, table, &mut writers)?;
+    }
+    Ok(writers.of(row))
+}
+
+/// Reads who wrote the rows of a table last, of the transactions of a span.
+///
+/// # Errors
+/// The spool of `origin` cannot be read.
+pub(crate) fn read(
+    spool: &Spool,
+    origin: NodeId,
+    span: Span,
+    table: &Table,
+    writers: &mut Writers,
+) -> Result<()> {
+    let mut reads = 0;
+    loop {
+        reads += 1;
+        let Err(error) = read_once(spool, origin, span, table, writers) else { return Ok(()) };
+        let cut = matches!(error.downcast_ref(), Some(SpoolError::Gone { .. }));
+        if !cut || reads == READS_MAX {
+            return Err(
+                error.context(format!("read the spool of node {origin} for the writers of rows"))
+            );
+        }
+    }
+}
+
+fn read_once(
+    spool: &Spool,
+    origin: NodeId,
+    span: Span,
+    table: &Table,
+    writers: &mut Writers,
+) -> Result<()> {
+    let mut reader = spool.reader_after(span.after.max(spool.first_available()))?;
+    let mut relations: BTreeMap<u32, Option<RowKeys>> = BTreeMap::new();
+    let mut version = None;
+    while let Some(frame) = reader.try_next()? {
+        if let Some(header) = frame.header() {
+            if header.commit_lsn > span.through {
+                break;
+            }
+            version = Some(recent::version(origin, &header));
+        }
+        let Some(version) = version else { continue };
+        for raw in frame.messages() {
+            let relation = relation_id(&raw);
+            match raw.first() {
+                Some(b'R') => drop(relations.insert(relation, keys_of(&raw, table)?)),
+                Some(b'I' | b'U') => {
+                    if let Some(Some(keys)) = relations.get(&relation) {
+                        note(&raw, keys, version, writers)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the key of the table stands; nothing for another table, or one that had another key.
+fn keys_of(raw: &[u8], table: &Table) -> Result<Option<RowKeys>> {
+    let Message::Relation(relation) = pgoutput::decode(raw).context("decode a relation")? else {
+        return Ok(None);
+    };
+    let is_it = (&relation.schema, &relation.name) == (&table.schema, &table.name);
+    Ok(if is_it { RowKeys::new(&relation, &table.keys) } else { None })
+}
+
+fn note(raw: &[u8], keys: &RowKeys, version: RowVersion, writers: &mut Writers) -> Result<()> {
+    let written: Option<Digest> = match pgoutput::decode(raw)? {
+        Message::Change(Change::Insert { new, .. } | Change::Update { new, .. }) => keys.row(&new),
+        Message::Change(Change::Delete { .. } | Change::Truncate { .. })
+        | Message::LogicalMessage { .. }
+        | Message::Begin { .. }
+        | Message::Commit { .. }
+        | Message::Origin { .. }
+        | Message::Relation(_)
+        | Message::Type { .. } => None,
+    };
+    written.into_iter().for_each(|row| writers.wrote(row, version));
+    Ok(())
+}
