@@ -58,17 +58,27 @@ pub struct Span {
 pub struct Stamped {
     /// The last of them that wrote the row is its writer.
     pub span: Span,
-    /// What to think when none of them wrote it.
-    pub else_writer: Else,
+    /// Whether no group can reach further back. If not, what is before the span may be forgotten: everybody had seen
+    /// it.
+    pub is_whole: bool,
 }
 
-/// Who wrote a row that none of the transactions wrote which are remembered.
+impl Stamped {
+    /// Who wrote the row when none of the transactions did that are kept, of which `first_kept` is the position before
+    /// the first.
+    pub fn nobody(&self, first_kept: Lsn) -> Nobody {
+        let is_kept = first_kept <= self.span.after && (self.is_whole || first_kept == Lsn::ZERO);
+        if is_kept { Nobody::OfTheStamp } else { Nobody::Earlier }
+    }
+}
+
+/// The writer of a row that none of the transactions wrote which are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Else {
+pub enum Nobody {
     /// One before them: everybody has seen it.
-    Seen,
-    /// That of the stamp, which did so here only: a trigger's row is not sent.
-    Stamp,
+    Earlier,
+    /// That of the stamp, which did it here only: what a trigger writes is not sent.
+    OfTheStamp,
 }
 
 impl History {
@@ -79,8 +89,10 @@ impl History {
         let last = commits.iter().rposition(|commit| commit.time == stamp)?;
         let first = commits.get(last.saturating_sub(MAX - 1))?;
         let after = Lsn(first.lsn.0.saturating_sub(1));
-        let else_writer = if last + 1 < MAX { Else::Seen } else { Else::Stamp };
-        Some(Stamped { span: Span { after, through: commits.get(last)?.lsn }, else_writer })
+        Some(Stamped {
+            span: Span { after, through: commits.get(last)?.lsn },
+            is_whole: last + 1 >= MAX,
+        })
     }
 }
 

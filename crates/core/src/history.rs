@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use arrivals::Arrivals;
 
+use crate::group;
 use crate::ids::NodeId;
 use crate::lsn::Lsn;
 use crate::policy::{Effect, Write};
@@ -428,12 +429,12 @@ impl History {
     }
 
     /// Forgets what is stable, but at most `max` deletes, claims and writes: a transaction may have had very many. The
-    /// last stable commit of each origin stays, so that its time is known. Whether there is more.
+    /// last stable commits of each origin stay, as many as one group may have. Whether there is more.
     pub fn forget(&mut self, stable: &VersionVector, max: usize) -> bool {
         let mut left = max;
         for (origin, commits) in &mut self.commits {
             let through = stable.get(*origin);
-            while commits.get(1).is_some_and(|next| next.lsn <= through) {
+            while commits.get(group::MAX).is_some_and(|next| next.lsn <= through) {
                 commits.pop_front();
             }
         }

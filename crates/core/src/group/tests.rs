@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Else, Group, MAX};
+use super::{Group, MAX, Nobody};
 use crate::history::{Commit, History};
 use crate::ids::NodeId;
 use crate::lsn::Lsn;
@@ -166,14 +166,29 @@ fn a_group_has_no_more_than_it_may() {
 }
 
 #[test]
-fn what_is_not_remembered_was_seen_or_is_of_the_stamp() {
+fn who_wrote_a_row_that_nobody_wrote_is_earlier_or_of_the_stamp() {
     let history: Vec<Transaction> = (0..MAX as i64 + 10).map(|at| (10 * at, 0)).collect();
     let known = remembered(&history);
     let early = known.stamped(node(1), Timestamp(10)).unwrap();
-    assert_eq!((early.span.through, early.else_writer), (lsn(1), Else::Seen));
+    assert_eq!((early.span.through, early.is_whole), (lsn(1), false));
+    assert_eq!(early.nobody(Lsn::ZERO), Nobody::OfTheStamp, "all that the origin ever sent");
+    assert_eq!(early.nobody(Lsn(1)), Nobody::Earlier, "what was before is gone");
     let late = known.stamped(node(1), Timestamp(10 * (MAX as i64 + 5))).unwrap();
-    assert_eq!((late.span.through, late.else_writer), (lsn(MAX + 5), Else::Stamp));
+    assert_eq!((late.span.through, late.is_whole), (lsn(MAX + 5), true));
     assert!(late.span.after < lsn(6) && late.span.after >= lsn(5), "{:?}", late.span);
+    assert_eq!(late.nobody(Lsn(1)), Nobody::OfTheStamp);
+    assert_eq!(late.nobody(lsn(6)), Nobody::Earlier, "a part of the span is gone");
     assert_eq!(known.stamped(node(1), Timestamp(15)), None);
     assert_eq!(known.stamped(node(2), Timestamp(10)), None);
+}
+
+#[test]
+fn what_a_group_may_have_is_remembered_when_it_is_stable() {
+    let history: Vec<Transaction> = (0..MAX as i64 + 10).map(|at| (10 * at, 0)).collect();
+    let mut known = remembered(&history);
+    let mut stable = VersionVector::new();
+    stable.advance(node(1), lsn(MAX + 8));
+    assert!(!known.forget(&stable, 1));
+    let after = known.stamped(node(1), Timestamp(10 * (MAX as i64 + 9))).unwrap();
+    assert!(after.is_whole, "the last is not stable, and may have come with all before it");
 }

@@ -31,7 +31,7 @@ use tokio_postgres::types::ToSql;
 use super::apply::inherited::Inherited;
 use super::keys::{self, LocalKeys, RowKeys, UniqueIndex};
 use super::recent::old_values;
-use super::writers::{self, Table};
+use super::writers::{self, Found, Table};
 use super::{Shared, origin, parse_origin_name};
 use crate::tasks::Shutdown;
 
@@ -332,8 +332,6 @@ impl Looked<'_> {
     /// Who wrote a row with this `stamp` and primary key: it may have come in a group.
     fn writer(&self, stamp: RowVersion, key: Vec<Option<String>>) -> Result<RowVersion> {
         let Self { shared, relation, .. } = self;
-        let stamped = shared.recent.lock().stamped(stamp.origin, stamp.commit_time);
-        let Some(stamped) = stamped else { return Ok(stamp) };
         let primary = self.keys.indexes.iter().filter(|index| index.is_primary);
         let names = primary.flat_map(|index| &index.columns);
         let by_name: Vec<(&String, &Option<String>)> = names.zip(&key).collect();
@@ -348,8 +346,10 @@ impl Looked<'_> {
         let Some(digest) = digest else { return Ok(stamp) };
         let (schema, name) = (relation.schema.clone(), relation.name.clone());
         let table = Table { schema, name, keys };
-        let found = writers::of_group(shared, stamp.origin, stamped.span, &table, digest)?;
-        Ok(found.unwrap_or(stamp))
+        Ok(match writers::of_stamp(shared, stamp, &table, digest)? {
+            Found::Writer(version) => version,
+            Found::OfTheStamp | Found::Earlier => stamp,
+        })
     }
 }
 

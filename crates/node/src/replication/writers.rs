@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use synapsedb_core::change::Change;
-use synapsedb_core::group::Span;
+use synapsedb_core::group::{Nobody, Span};
 use synapsedb_core::history::Digest;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::rewrite::Writers;
@@ -28,26 +28,44 @@ pub(crate) struct Table {
     pub(crate) keys: LocalKeys,
 }
 
-/// Who wrote a row that was applied in a group: the last in `span` of the transactions of `origin` that wrote it.
-/// Nothing when none did.
+/// Who wrote a row of another node that carries a stamp.
+pub(crate) enum Found {
+    /// This one.
+    Writer(RowVersion),
+    /// The transaction of the stamp itself, or nothing is known of it.
+    OfTheStamp,
+    /// Somebody whom every transaction that may still come has seen.
+    Earlier,
+}
+
+/// Who wrote a row that node `stamp.origin` is told to have written at `stamp.commit_time`: it may have come in a group.
 ///
 /// # Errors
 /// A spool cannot be read.
-pub(crate) fn of_group(
+pub(crate) fn of_stamp(
     shared: &Shared,
-    origin: NodeId,
-    span: Span,
+    stamp: RowVersion,
     table: &Table,
     row: Digest,
-) -> Result<Option<RowVersion>> {
-    let mut writers = Writers::default();
+) -> Result<Found> {
+    let origin = stamp.origin;
+    let stamped = shared.recent.lock().stamped(origin, stamp.commit_time);
+    let Some(stamped) = stamped else { return Ok(Found::OfTheStamp) };
     // The lives that have ended first.
     let ended = shared.spools.ended().into_iter().filter(|((of, _), _)| *of == origin);
     let ended = ended.map(|(_, spool)| spool);
-    for spool in ended.chain(shared.spools.get(origin).map(|(_, spool)| spool)) {
-        read(&spool, origin, span, table, &mut writers)?;
+    let spools: Vec<Spool> =
+        ended.chain(shared.spools.get(origin).map(|(_, spool)| spool)).collect();
+    let mut writers = Writers::default();
+    for spool in &spools {
+        read(spool, origin, stamped.span, table, &mut writers)?;
     }
-    Ok(writers.of(row))
+    let first_kept = spools.iter().map(Spool::first_available).min().unwrap_or_default();
+    Ok(match (writers.of(row), stamped.nobody(first_kept)) {
+        (Some(version), _) => Found::Writer(version),
+        (None, Nobody::OfTheStamp) => Found::OfTheStamp,
+        (None, Nobody::Earlier) => Found::Earlier,
+    })
 }
 
 /// Reads who wrote the rows of a table last, of the transactions of a span.

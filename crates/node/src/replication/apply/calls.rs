@@ -370,9 +370,28 @@ fn create_procedure(
     elements: &[Element],
     plans: &[Plan],
 ) -> String {
-    let list = |part: &dyn Fn(usize, &str) -> String| {
-        (1..).zip(elements).map(|(n, element)| part(n, element.sql())).collect::<String>()
+    let body = match shape.as_slice() {
+        [(plan, Shape::Insert)] if !elements.is_empty() => {
+            let statement = plans[*plan].group_in_procedure();
+            format!(include_str!("../sql/apply_inserts.plpgsql"), statement = statement)
+        }
+        _ => repeat_each(shape, elements, plans),
     };
+    let parameters = list(elements, |n, sql| format!(", v{n} {sql}[]"));
+    format!(
+        "create procedure synapsedb.{name}(previous pg_lsn, patience text, lsns pg_lsn[], times timestamptz[], \
+         bounds timestamptz[]{parameters}, inout ineffective bigint) language plpgsql as {}",
+        quote::literal(&body)
+    )
+}
+
+/// The parts for all elements, which are numbered.
+fn list(elements: &[Element], part: impl Fn(usize, &str) -> String) -> String {
+    (1..).zip(elements).map(|(number, element)| part(number, element.sql())).collect()
+}
+
+/// The body that repeats one transaction after the other.
+fn repeat_each(shape: &TransactionShape, elements: &[Element], plans: &[Plan]) -> String {
     let mut statements = String::new();
     let mut before = 0;
     let writes =
@@ -392,17 +411,11 @@ fn create_procedure(
         }
         before += plan.elements(shape).len();
     }
-    let body = format!(
-        include_str!("../sql/apply_run.plpgsql"),
-        variables = list(&|n, sql| format!(" c{n} {sql};")),
-        arrays = list(&|n, _| format!(", v{n}")),
-        names = list(&|n, _| format!(", c{n}")),
-        statements = statements,
-    );
-    let parameters = list(&|n, sql| format!(", v{n} {sql}[]"));
     format!(
-        "create procedure synapsedb.{name}(previous pg_lsn, patience text, lsns pg_lsn[], times timestamptz[], \
-         bounds timestamptz[]{parameters}, inout ineffective bigint) language plpgsql as {}",
-        quote::literal(&body)
+        include_str!("../sql/apply_run.plpgsql"),
+        variables = list(elements, |n, sql| format!(" c{n} {sql};")),
+        arrays = list(elements, |n, _| format!(", v{n}")),
+        names = list(elements, |n, _| format!(", c{n}")),
+        statements = statements,
     )
 }

@@ -140,6 +140,11 @@ impl Plan {
         self.row(shape, Place::Procedure(before))
     }
 
+    /// The statement for the inserts of a group in a procedure.
+    pub(crate) fn group_in_procedure(&self) -> String {
+        self.insert(Place::Group)
+    }
+
     fn row(&self, shape: &Shape, place: Place) -> String {
         match shape {
             Shape::Insert | Shape::InsertMany => self.insert(place),
@@ -150,11 +155,15 @@ impl Plan {
 
     /// The rows of a statement for many, as SQL; nothing for one row.
     fn rows(&self, shape: &Shape, place: Place) -> Option<String> {
-        let Place::Many = place else { return None };
+        let array: fn((usize, &Element)) -> String = match place {
+            Place::Many => |(number, element)| format!("unnest(${number}::{}[])", element.sql()),
+            Place::Group => |(number, _)| format!("unnest(v{number}[first_:last_])"),
+            Place::Statement | Place::Procedure(_) => return None,
+        };
         let elements = self.elements(shape);
         let numbered = || (1..).zip(&elements);
         // In the target list they are read one by one; in FROM they would be stored first.
-        let arrays = numbered().map(|(number, e)| format!("unnest(${number}::{}[])", e.sql()));
+        let arrays = numbered().map(array);
         let names = numbered().map(|(number, _)| format!("c{number}"));
         Some(format!("(select {}) as s({})", list(arrays), list(names)))
     }

@@ -42,6 +42,9 @@ pub(super) enum Place {
     /// It stands in a procedure: variables `c1`, `c2`, … of the types of their elements, numbered on from here, and the
     /// bound `bound_`.
     Procedure(usize),
+    /// It stands in a procedure, for many rows: columns `c1`, `c2`, … of `s`, which reads the elements of the arrays
+    /// `v1`, `v2`, … from `first_` to `last_`. For inserts only.
+    Group,
 }
 
 impl Place {
@@ -49,7 +52,7 @@ impl Place {
     pub(super) fn value(self, number: usize, type_name: &str) -> String {
         match self {
             Self::Statement => format!("${number}"),
-            Self::Many => cast(&format!("s.c{number}"), type_name),
+            Self::Many | Self::Group => cast(&format!("s.c{number}"), type_name),
             Self::Procedure(before) => cast(&format!("c{}", before + number), type_name),
         }
     }
@@ -58,7 +61,7 @@ impl Place {
     pub(super) fn bound(self, number: usize) -> String {
         match self {
             Self::Statement | Self::Many => format!("${number}::timestamptz"),
-            Self::Procedure(_) => "bound_".to_owned(),
+            Self::Procedure(_) | Self::Group => "bound_".to_owned(),
         }
     }
 
@@ -74,7 +77,7 @@ impl Place {
                 "with met as ({sql} returning 1) \
                  select synapsedb.unmet() where not exists (select from met)"
             ),
-            Self::Procedure(_) => sql,
+            Self::Procedure(_) | Self::Group => sql,
         }
     }
 }

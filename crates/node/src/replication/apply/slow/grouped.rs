@@ -3,7 +3,6 @@
 
 use bytes::Bytes;
 use synapsedb_core::change::{Tuple, Value};
-use synapsedb_core::group::Else;
 use synapsedb_core::history::Writer;
 use synapsedb_core::version::RowVersion;
 
@@ -11,7 +10,7 @@ use super::super::lane::Lane;
 use super::statement::VALUES_FROM;
 use super::{Settled, Trouble};
 use crate::replication::keys::LocalKeys;
-use crate::replication::writers::{self, Table};
+use crate::replication::writers::{self, Found, Table};
 
 impl Lane<'_> {
     /// The table of a plan, for the reading of spools.
@@ -33,21 +32,19 @@ impl Lane<'_> {
         stamp: RowVersion,
     ) -> Settled<(Option<RowVersion>, bool)> {
         let as_told = (Some(stamp), true);
-        let stamped = self.shared.recent.lock().stamped(stamp.origin, stamp.commit_time);
-        let (Some(stamped), Some(header)) = (stamped, &self.header) else { return Ok(as_told) };
+        let Some(header) = &self.header else { return Ok(as_told) };
         let values = row.iter().skip(VALUES_FROM);
         let tuple: Tuple<'_> =
             values.map(|value| value.as_deref().map_or(Value::Null, Value::Text)).collect();
         let digest = self.plans[plan].keys.as_ref().and_then(|keys| keys.row(&tuple));
         let Some(digest) = digest else { return Ok(as_told) };
-        let (table, span) = (self.table_of(plan), stamped.span);
-        let found = writers::of_group(self.shared, stamp.origin, span, &table, digest);
         let writer = Writer { version: self.incoming()?, vector: &header.vector };
-        Ok(match (found.map_err(Trouble::from)?, stamped.else_writer) {
-            (Some(version), _) => (Some(version), !writer.has_seen(&version)),
-            // Whoever reads the quarantine knows nothing of what was seen.
-            (None, Else::Seen) if header.xid != 0 => (Some(stamp), false),
-            (None, Else::Seen | Else::Stamp) => as_told,
+        let found = writers::of_stamp(self.shared, stamp, &self.table_of(plan), digest);
+        Ok(match found.map_err(Trouble::from)? {
+            Found::Writer(version) => (Some(version), !writer.has_seen(&version)),
+            // A change out of the quarantine tells nothing of what its writer had seen.
+            Found::Earlier if header.xid != 0 => (Some(stamp), false),
+            Found::Earlier | Found::OfTheStamp => as_told,
         })
     }
 }
