@@ -38,7 +38,7 @@ pub(crate) enum Found {
     Earlier,
 }
 
-/// Who wrote a row that node `stamp.origin` is told to have written at `stamp.commit_time`: it may have come in a group.
+/// Who wrote a row that node `stamp.origin` is told to have written at `stamp.commit_time`: it may have come with others.
 ///
 /// # Errors
 /// A spool cannot be read.
