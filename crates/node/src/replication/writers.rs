@@ -38,7 +38,7 @@ pub(crate) enum Found {
     Earlier,
 }
 
-/// Who wrote a row that node `stamp.origin` is told to have written at `stamp.commit_time`: it may have come with others.
+/// Who wrote a row that carries this stamp of node `stamp.origin`: it may have come in a group.
 ///
 /// # Errors
 /// A spool cannot be read.
