@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use load::{Load, Told, Way};
 use postgres_protocol::message::frontend;
+use rustix::process::Signal;
 use synapsedb_dev::client::{Server, Session, words};
 use synapsedb_dev::shared::Borrowed;
-use synapsedb_dev::{Cluster, Node, Shared, eventually};
+use synapsedb_dev::{Cluster, Node, Shared, eventually, process};
 use tokio::sync::Mutex;
 
 use crate::router_transparency::wire::Wire;
@@ -55,8 +56,9 @@ async fn backends(node: &Node, but: &str) -> Vec<String> {
 }
 
 fn kill(pids: &[String]) {
-    // One that has ended by itself meanwhile is no fault.
-    let _ = std::process::Command::new("kill").arg("-9").args(pids).status();
+    for pid in pids {
+        process::send(pid.parse().unwrap(), Signal::KILL);
+    }
 }
 
 /// Kills the whole server at once: its postmaster and every process of it.
