@@ -82,17 +82,16 @@ pub enum Nobody {
 }
 
 impl History {
-    /// The transactions of `origin` among which is the writer of a row with this stamp. Nothing when none of this time
-    /// is remembered: everybody has seen it.
+    /// The transactions of `origin` among which is the writer of a row with this stamp. Nothing when it is that of the
+    /// stamp, or when none of this time is remembered: everybody has seen it.
     pub fn stamped(&self, origin: NodeId, stamp: Timestamp) -> Option<Stamped> {
         let commits = self.commits_of(origin)?;
-        let last = commits.iter().rposition(|commit| commit.time == stamp)?;
-        let first = commits.get(last.saturating_sub(MAX - 1))?;
-        let after = Lsn(first.lsn.0.saturating_sub(1));
-        Some(Stamped {
-            span: Span { after, through: commits.get(last)?.lsn },
-            is_whole: last + 1 >= MAX,
-        })
+        let last = commits.iter().rposition(|commit| commit.time == stamp && !commit.alone)?;
+        let before = commits.range(..last).rev().take(MAX - 1);
+        let first = last - before.take_while(|commit| !commit.alone).count();
+        let after = Lsn(commits.get(first)?.lsn.0.saturating_sub(1));
+        let span = Span { after, through: commits.get(last)?.lsn };
+        Some(Stamped { span, is_whole: first > 0 || last + 1 >= MAX })
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Commit {
     pub time: Timestamp,
     /// Its transaction id at its origin.
     pub xid: u32,
+    /// Whether it was not applied in a group here (see [`crate::group`]): its rows alone carry its time.
+    pub alone: bool,
 }
 
 /// A unique value that a write took.
@@ -137,6 +139,10 @@ impl History {
     pub fn committed(&mut self, origin: NodeId, commit: Commit, vector: &VersionVector) {
         let commits = self.commits.entry(origin).or_default();
         if commits.back().is_some_and(|last| last.lsn >= commit.lsn) {
+            // What was to be applied by itself, and was not, may come in a group the next time.
+            if let Ok(at) = commits.binary_search_by_key(&commit.lsn, |known| known.lsn) {
+                commits[at].alone &= commit.alone;
+            }
             return;
         }
         commits.push_back(commit);
@@ -508,7 +514,12 @@ mod tests {
     }
 
     fn commit(lsn: u64, time: i64) -> Commit {
-        Commit { lsn: Lsn(lsn), time: Timestamp(time), xid: u32::try_from(lsn).unwrap() }
+        Commit {
+            lsn: Lsn(lsn),
+            time: Timestamp(time),
+            xid: u32::try_from(lsn).unwrap(),
+            alone: false,
+        }
     }
 
     const ROW: Digest = Digest(7);

@@ -70,7 +70,7 @@ fn apply(
 fn remembered(history: &[Transaction]) -> History {
     let mut remembered = History::new(0);
     for (at, (time, _)) in history.iter().enumerate() {
-        let commit = Commit { lsn: lsn(at), time: Timestamp(*time), xid: 0 };
+        let commit = Commit { lsn: lsn(at), time: Timestamp(*time), xid: 0, alone: false };
         remembered.committed(node(1), commit, &VersionVector::new());
     }
     remembered
@@ -111,7 +111,7 @@ fn wrong(
             }
             // The node that applies has commits of its own, or no bound is known.
             let mut known = known.clone();
-            let own = Commit { lsn: Lsn(1), time: Timestamp(1_000_000), xid: 0 };
+            let own = Commit { lsn: Lsn(1), time: Timestamp(1_000_000), xid: 0, alone: true };
             known.committed(node(2), own, &VersionVector::new());
             let bound = known.bound(node(2), node(3), &vector, Timestamp(2_000_000));
             if stamp <= bound && writer >= seen {
@@ -191,4 +191,24 @@ fn what_a_group_may_have_is_remembered_when_it_is_stable() {
     assert!(!known.forget(&stable, 1));
     let after = known.stamped(node(1), Timestamp(10 * (MAX as i64 + 9))).unwrap();
     assert!(after.is_whole, "the last is not stable, and may have come with all before it");
+}
+
+#[test]
+fn what_was_applied_by_itself_is_in_no_group() {
+    let mut known = remembered(&(0..9).map(|at| (10 * at, 0)).collect::<Vec<_>>());
+    let commit = |at: usize, alone| {
+        let time = Timestamp(10 * at as i64);
+        Commit { lsn: lsn(at), time, xid: 0, alone }
+    };
+    known.committed(node(1), commit(9, true), &VersionVector::new());
+    for at in 10..13 {
+        known.committed(node(1), commit(at, false), &VersionVector::new());
+    }
+    assert_eq!(known.stamped(node(1), Timestamp(90)), None, "its stamp is its own");
+    let behind = known.stamped(node(1), Timestamp(120)).unwrap();
+    assert!(behind.is_whole && behind.span.after >= lsn(9), "{behind:?}");
+    // It was not applied, and comes again with others.
+    known.committed(node(1), commit(9, false), &VersionVector::new());
+    let again = known.stamped(node(1), Timestamp(120)).unwrap();
+    assert!(!again.is_whole && again.span.after < lsn(0), "{again:?}");
 }

@@ -404,7 +404,7 @@ impl<'a> Publisher<'a> {
                 self.shared.own_commits.committed(header.commit_lsn, header.xid);
                 self.shared.clock.committed(header.commit_time);
                 let here = self.shared.identity.node;
-                recent::note_commit(&mut self.shared.recent.lock(), here, &header);
+                recent::note_commit(&mut self.shared.recent.lock(), here, &header, true);
                 self.writer.commit(end_lsn)?;
                 self.gate.committed(header.commit_lsn, end_lsn);
                 self.shared.rechecks.look_at(std::mem::take(&mut self.rechecks));

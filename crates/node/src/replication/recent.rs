@@ -90,13 +90,20 @@ pub(crate) fn version(origin: NodeId, header: &Header) -> RowVersion {
     RowVersion { commit_time: header.commit_time, origin, lsn: header.commit_lsn }
 }
 
-/// A transaction is noted as committed.
-pub(crate) fn note_commit(history: &mut History, origin: NodeId, header: &Header) {
-    note_commit_of(history, origin, header, &header.vector);
+/// A transaction is noted as committed; whether it is applied by itself is told (see [`Commit::alone`]).
+pub(crate) fn note_commit(history: &mut History, origin: NodeId, header: &Header, alone: bool) {
+    note_commit_of(history, origin, header, &header.vector, alone);
 }
 
-fn note_commit_of(history: &mut History, origin: NodeId, header: &Header, seen: &VersionVector) {
-    let commit = Commit { lsn: header.commit_lsn, time: header.commit_time, xid: header.xid };
+fn note_commit_of(
+    history: &mut History,
+    origin: NodeId,
+    header: &Header,
+    seen: &VersionVector,
+    alone: bool,
+) {
+    let Header { commit_lsn: lsn, commit_time: time, xid, .. } = *header;
+    let commit = Commit { lsn, time, xid, alone };
     history.committed(origin, commit, seen);
 }
 
@@ -400,7 +407,9 @@ async fn read_spool(
             }
             let nothing = VersionVector::new();
             let seen = if part.ended { &nothing } else { &header.vector };
-            note_commit_of(&mut shared.recent.lock(), origin, &header, seen);
+            // Only what is one frame can have been in a group.
+            let alone = !frame.is_last();
+            note_commit_of(&mut shared.recent.lock(), origin, &header, seen, alone);
             current.clear();
             open = Some(header);
         }

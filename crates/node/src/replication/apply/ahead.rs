@@ -202,7 +202,7 @@ impl Lane<'_> {
         for transaction in &workers.read {
             let header = &transaction.header;
             if header.commit_lsn > workers.noted && header.commit_lsn <= lsn {
-                recent::note_commit(&mut history, self.source.origin, header);
+                recent::note_commit(&mut history, self.source.origin, header, true);
                 workers.noted = header.commit_lsn;
             }
         }

@@ -239,7 +239,7 @@ impl Lane<'_> {
             self.shared.look_for_orphans(orphans);
         }
         let bound = bound(&history, self.shared.identity.node, self.source.origin, header);
-        recent::note_commit(&mut history, self.source.origin, header);
+        recent::note_commit(&mut history, self.source.origin, header, false);
         Some(bound)
     }
 

@@ -402,7 +402,7 @@ impl Lane<'_> {
             let mut history = self.shared.recent.lock();
             let bound = bound(&history, self.shared.identity.node, self.source.origin, header);
             // The index takes commits in their order: those of workers are noted by the lane.
-            recent::note_commit(&mut history, self.source.origin, header);
+            recent::note_commit(&mut history, self.source.origin, header, true);
             bound
         };
         self.bound = sql_bound(bound).into_bytes();

@@ -208,7 +208,7 @@ impl Lane<'_> {
             Constraints::Deferred => "set constraints all deferred",
             Constraints::Immediate => "set constraints all immediate",
         };
-        recent::note_commit(&mut self.shared.recent.lock(), self.source.origin, header);
+        recent::note_commit(&mut self.shared.recent.lock(), self.source.origin, header, true);
         self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
         self.open = Some(header.commit_lsn);
         self.header = Some(header.clone());
