@@ -299,12 +299,19 @@ async fn a_node_that_is_far_behind_is_not_read_from(cluster: &Cluster, paused: &
         }
     })
     .await;
-    for _ in 0..12 {
-        let session = cluster.read_endpoint().session().await;
-        let port = session.rows("select current_setting('port')").await.unwrap();
-        let told = session.rows("show synapsedb.last_route").await.unwrap();
-        assert_ne!(port, [paused.server().port.to_string()], "{told:?}");
-    }
+    // For a moment all may be far behind on a machine full of other tests: then all are read from.
+    eventually("sessions are elsewhere", NOTICED, async || {
+        for _ in 0..12 {
+            let session = cluster.read_endpoint().session().await;
+            let port = session.rows("select current_setting('port')").await.unwrap();
+            if port == [paused.server().port.to_string()] {
+                let told = session.rows("show synapsedb.last_route").await.unwrap();
+                return Err(format!("one reads there: {told:?}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
     lock.rows("rollback").await.unwrap();
     eventually("it is read from again", NOTICED, async || {
         let told = session.rows("show synapsedb.last_route").await.map_err(|e| e.to_string())?;

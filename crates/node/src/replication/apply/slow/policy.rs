@@ -55,7 +55,10 @@ impl Lane<'_> {
         let (own, known) = self.known_writes(row, incoming).await?;
         let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
         let met = others.iter().any(|other| own.as_write().is_concurrent_with(other));
-        let decision = policy::decide(&table.policy, table.sums(), &own.as_write(), &others);
+        let decision = match self.outlived(&others, here.as_ref(), incoming) {
+            true => Decision::Keep,
+            false => policy::decide(&table.policy, table.sums(), &own.as_write(), &others),
+        };
         let resolution = resolution(&decision, incoming);
         let told = new.unwrap_or(key);
         match decision {
@@ -102,6 +105,19 @@ impl Lane<'_> {
             self.log(plan, conflict).await?;
         }
         Ok(())
+    }
+
+    /// Whether a change comes out of the quarantine when what it met is forgotten, which left a later row: that stays,
+    /// alike on both sides.
+    fn outlived(
+        &self,
+        others: &[policy::Write<'_>],
+        here: Option<&LocalRow>,
+        incoming: RowVersion,
+    ) -> bool {
+        let is_retried = self.header.as_ref().is_some_and(|header| header.xid == 0);
+        let later = here.and_then(|here| here.version).is_some_and(|version| version > incoming);
+        is_retried && others.is_empty() && later
     }
 
     /// The write of the open transaction on a row, and the others that are in the row here.
