@@ -29,7 +29,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::apply::inherited::Inherited;
-use super::keys::{self, LocalKeys, RowKeys, UniqueIndex};
+use super::keys::{self, RowKeys, UniqueIndex};
 use super::recent::old_values;
 use super::writers::{self, Found, Table};
 use super::{Shared, origin, parse_origin_name};
@@ -182,11 +182,13 @@ fn refused(error: &anyhow::Error) -> Option<&str> {
 async fn one(shared: &Shared, client: &Client, recheck: &Recheck) -> Result<()> {
     let Message::Relation(relation) = pgoutput::decode(&recheck.relation)? else { return Ok(()) };
     let Message::Change(change) = pgoutput::decode(&recheck.change)? else { return Ok(()) };
-    let keys = &keys::load(client, &relation.schema, &relation.name).await?;
-    let LocalKeys { indexes, .. } = keys;
+    let (schema, name) = (relation.schema.clone(), relation.name.clone());
+    let keys = keys::load(client, &schema, &name).await?;
+    let table = &Table { schema, name, keys };
+    let indexes = &table.keys.indexes;
     let Some(primary) = indexes.iter().find(|index| index.is_primary) else { return Ok(()) };
     let (old, new) = change.rows();
-    let place = |row| Looked { shared, client, relation: &relation, keys, recheck, row };
+    let place = |row| Looked { shared, client, relation: &relation, table, recheck, row };
     if let (Place::Winner, Some(old)) = (recheck.place, old) {
         place(old_values(old)).older_goes(&[(primary, true)]).await?;
     }
@@ -205,7 +207,7 @@ struct Looked<'r> {
     shared: &'r Shared,
     client: &'r Client,
     relation: &'r Relation,
-    keys: &'r LocalKeys,
+    table: &'r Table,
     recheck: &'r Recheck,
     row: &'r [Value<'r>],
 }
@@ -236,7 +238,7 @@ impl Looked<'_> {
         for _ in 0..LOOKS_MAX {
             let mut any = false;
             for row in &client.query(&place, &parameters).await? {
-                if self.gives_way(row).await? {
+                if self.gives_way(row)? {
                     any = true;
                     let parts = [
                         ("table", table.clone()),
@@ -296,19 +298,24 @@ impl Looked<'_> {
 
     /// The columns of the primary key as SQL.
     fn key(&self) -> String {
-        let primary = self.keys.indexes.iter().filter(|index| index.is_primary);
-        let columns = primary.flat_map(|index| &index.columns);
-        columns.map(|name| keys::text_sql(name)).collect::<Vec<_>>().join(", ")
+        let columns = self.key_columns().map(|name| keys::text_sql(name));
+        columns.collect::<Vec<_>>().join(", ")
+    }
+
+    fn key_columns(&self) -> impl Iterator<Item = &String> {
+        let primary = self.table.keys.indexes.iter().filter(|index| index.is_primary);
+        primary.flat_map(|index| &index.columns)
     }
 
     /// Whether a row at the place, as `place.sql` tells it, is of another node and older than the local write.
-    async fn gives_way(&self, row: &Row) -> Result<bool> {
-        let Self { client, recheck, .. } = self;
+    fn gives_way(&self, row: &Row) -> Result<bool> {
+        let recheck = self.recheck;
         let (roident, node): (&str, i32) = (row.get(1), row.get(2));
         let commit_time = Timestamp::from_unix_us(row.get(3));
-        let origin = match roident {
-            "0" => u16::try_from(node).ok().and_then(NodeId::new),
-            roident => node_of(client, roident).await?,
+        let origin = match row.get::<_, Option<&str>>(5) {
+            Some(name) => parse_origin_name(name).map(|(node, _)| node),
+            None if roident == "0" => u16::try_from(node).ok().and_then(NodeId::new),
+            None => None,
         };
         let here = recheck.version.origin;
         if roident == "0" && origin == Some(here) {
@@ -331,31 +338,19 @@ impl Looked<'_> {
 
     /// Who wrote a row with this `stamp` and primary key: it may have come in a group.
     fn writer(&self, stamp: RowVersion, key: Vec<Option<String>>) -> Result<RowVersion> {
-        let Self { shared, relation, .. } = self;
-        let primary = self.keys.indexes.iter().filter(|index| index.is_primary);
-        let names = primary.flat_map(|index| &index.columns);
-        let by_name: Vec<(&String, &Option<String>)> = names.zip(&key).collect();
+        let Self { shared, relation, table, .. } = self;
+        let by_name: Vec<(&String, &Option<String>)> = self.key_columns().zip(&key).collect();
         let value = |column: &Column| {
             let value = by_name.iter().find(|(name, _)| **name == column.name);
             let text = value.and_then(|(_, value)| value.as_deref());
             text.map_or(Value::Null, |text| Value::Text(text.as_bytes()))
         };
         let tuple: Vec<Value<'_>> = relation.columns.iter().map(value).collect();
-        let keys = LocalKeys { indexes: self.keys.indexes.clone(), policy: None };
-        let digest = RowKeys::new(relation, &keys).and_then(|keys| keys.row(&tuple));
+        let digest = RowKeys::new(relation, &table.keys).and_then(|keys| keys.row(&tuple));
         let Some(digest) = digest else { return Ok(stamp) };
-        let (schema, name) = (relation.schema.clone(), relation.name.clone());
-        let table = Table { schema, name, keys };
-        Ok(match writers::of_stamp(shared, stamp, &table, digest)? {
+        Ok(match writers::of_stamp(shared, stamp, table, digest)? {
             Found::Writer(version) => version,
             Found::OfTheStamp | Found::Earlier => stamp,
         })
     }
-}
-
-/// The node whose origin has this local number.
-async fn node_of(client: &Client, roident: &str) -> Result<Option<NodeId>> {
-    let origins = client.query(include_str!("sql/origins.sql"), &[]).await?;
-    let known = origins.iter().find(|row| row.get::<_, &str>(0) == roident);
-    Ok(known.and_then(|row| parse_origin_name(row.get(1))).map(|(node, _)| node))
 }

@@ -12,7 +12,7 @@ use synapsedb_core::version::VersionVector;
 use synapsedb_pg::client::Client;
 
 use super::spool::Spool;
-use super::writers::{self, Table};
+use super::writers::{Reading, Table};
 use super::{Shared, task};
 
 /// What is known of rewrites that are not settled yet.
@@ -82,7 +82,7 @@ pub(crate) async fn writers(
             let through = if origin == here { Lsn(u64::MAX) } else { applied.get(origin) };
             let span = Span { after: Lsn::ZERO, through };
             let writers = of_origins.entry(origin).or_default();
-            writers::read(&spool, origin, span, &table, writers)?;
+            Reading { origin, span, table: &table }.read(&spool, writers)?;
         }
         let mut all = Writers::default();
         of_origins.into_values().for_each(|writers| all.merge(writers));

@@ -56,9 +56,10 @@ pub(crate) fn of_stamp(
     let ended = ended.map(|(_, spool)| spool);
     let spools: Vec<Spool> =
         ended.chain(shared.spools.get(origin).map(|(_, spool)| spool)).collect();
+    let reading = Reading { origin, span: stamped.span, table };
     let mut writers = Writers::default();
     for spool in &spools {
-        read(spool, origin, stamped.span, table, &mut writers)?;
+        reading.read(spool, &mut writers)?;
     }
     let first_kept = spools.iter().map(Spool::first_available).min().unwrap_or_default();
     Ok(match (writers.of(row), stamped.nobody(first_kept)) {
@@ -68,62 +69,59 @@ pub(crate) fn of_stamp(
     })
 }
 
-/// Reads who wrote the rows of a table last, of the transactions of a span.
-///
-/// # Errors
-/// The spool of `origin` cannot be read.
-pub(crate) fn read(
-    spool: &Spool,
-    origin: NodeId,
-    span: Span,
-    table: &Table,
-    writers: &mut Writers,
-) -> Result<()> {
-    let mut reads = 0;
-    loop {
-        reads += 1;
-        let Err(error) = read_once(spool, origin, span, table, writers) else { return Ok(()) };
-        let cut = matches!(error.downcast_ref(), Some(SpoolError::Gone { .. }));
-        if !cut || reads == READS_MAX {
-            return Err(
-                error.context(format!("read the spool of node {origin} for the writers of rows"))
-            );
-        }
-    }
+/// What of a spool is read.
+pub(crate) struct Reading<'r> {
+    pub(crate) origin: NodeId,
+    pub(crate) span: Span,
+    pub(crate) table: &'r Table,
 }
 
-fn read_once(
-    spool: &Spool,
-    origin: NodeId,
-    span: Span,
-    table: &Table,
-    writers: &mut Writers,
-) -> Result<()> {
-    let mut reader = spool.reader_after(span.after.max(spool.first_available()))?;
-    let mut relations: BTreeMap<u32, Option<RowKeys>> = BTreeMap::new();
-    let mut version = None;
-    while let Some(frame) = reader.try_next()? {
-        if let Some(header) = frame.header() {
-            if header.commit_lsn > span.through {
-                break;
-            }
-            version = Some(recent::version(origin, &header));
-        }
-        let Some(version) = version else { continue };
-        for raw in frame.messages() {
-            let relation = relation_id(&raw);
-            match raw.first() {
-                Some(b'R') => drop(relations.insert(relation, keys_of(&raw, table)?)),
-                Some(b'I' | b'U') => {
-                    if let Some(Some(keys)) = relations.get(&relation) {
-                        note(&raw, keys, version, writers)?;
-                    }
-                }
-                _ => {}
+impl Reading<'_> {
+    /// Reads who wrote the rows of the table last, of the transactions of the span.
+    ///
+    /// # Errors
+    /// The spool of the origin cannot be read.
+    pub(crate) fn read(&self, spool: &Spool, writers: &mut Writers) -> Result<()> {
+        let mut reads = 0;
+        loop {
+            reads += 1;
+            let Err(error) = self.read_once(spool, writers) else { return Ok(()) };
+            let cut = matches!(error.downcast_ref(), Some(SpoolError::Gone { .. }));
+            if !cut || reads == READS_MAX {
+                let origin = self.origin;
+                return Err(error
+                    .context(format!("read the spool of node {origin} for the writers of rows")));
             }
         }
     }
-    Ok(())
+
+    fn read_once(&self, spool: &Spool, writers: &mut Writers) -> Result<()> {
+        let mut reader = spool.reader_after(self.span.after.max(spool.first_available()))?;
+        let mut relations: BTreeMap<u32, Option<RowKeys>> = BTreeMap::new();
+        let mut version = None;
+        while let Some(frame) = reader.try_next()? {
+            if let Some(header) = frame.header() {
+                if header.commit_lsn > self.span.through {
+                    break;
+                }
+                version = Some(recent::version(self.origin, &header));
+            }
+            let Some(version) = version else { continue };
+            for raw in frame.messages() {
+                let relation = relation_id(&raw);
+                match raw.first() {
+                    Some(b'R') => drop(relations.insert(relation, keys_of(&raw, self.table)?)),
+                    Some(b'I' | b'U') => {
+                        if let Some(Some(keys)) = relations.get(&relation) {
+                            note(&raw, keys, version, writers)?;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where the key of the table stands; nothing for another table, or one that had another key.

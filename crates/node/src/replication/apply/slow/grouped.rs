@@ -2,12 +2,10 @@
 //! spool of its origin.
 
 use bytes::Bytes;
-use synapsedb_core::change::{Tuple, Value};
 use synapsedb_core::history::Writer;
 use synapsedb_core::version::RowVersion;
 
 use super::super::lane::Lane;
-use super::statement::VALUES_FROM;
 use super::{Settled, Trouble};
 use crate::replication::keys::LocalKeys;
 use crate::replication::writers::{self, Found, Table};
@@ -33,11 +31,7 @@ impl Lane<'_> {
     ) -> Settled<(Option<RowVersion>, bool)> {
         let as_told = (Some(stamp), true);
         let Some(header) = &self.header else { return Ok(as_told) };
-        let values = row.iter().skip(VALUES_FROM);
-        let tuple: Tuple<'_> =
-            values.map(|value| value.as_deref().map_or(Value::Null, Value::Text)).collect();
-        let digest = self.plans[plan].keys.as_ref().and_then(|keys| keys.row(&tuple));
-        let Some(digest) = digest else { return Ok(as_told) };
+        let Some(digest) = self.digest_told(plan, row) else { return Ok(as_told) };
         let writer = Writer { version: self.incoming()?, vector: &header.vector };
         let found = writers::of_stamp(self.shared, stamp, &self.table_of(plan), digest);
         Ok(match found.map_err(Trouble::from)? {

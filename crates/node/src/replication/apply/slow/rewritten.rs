@@ -4,13 +4,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use synapsedb_core::change::{Tuple, Value};
 use synapsedb_core::history::Writer;
 use synapsedb_core::rewrite::Writers;
 use synapsedb_core::version::RowVersion;
 
 use super::super::lane::Lane;
-use super::statement::VALUES_FROM;
 use super::{Settled, Trouble, column};
 use crate::replication::rewrites::{self, Rewritten};
 
@@ -23,11 +21,7 @@ impl Lane<'_> {
     ) -> Settled<(Option<RowVersion>, bool, bool)> {
         // The fast way would fail at the next of these rows too.
         self.conflicting += 1;
-        let values = row.iter().skip(VALUES_FROM);
-        let tuple: Tuple<'_> =
-            values.map(|value| value.as_deref().map_or(Value::Null, Value::Text)).collect();
-        let digest = self.plans[plan].keys.as_ref().and_then(|keys| keys.row(&tuple));
-        let Some(digest) = digest else { return Ok((None, false, false)) };
+        let Some(digest) = self.digest_told(plan, row) else { return Ok((None, false, false)) };
         let writers = self.writers_before(plan, row).await?;
         let Some(header) = &self.header else { return Ok((None, false, false)) };
         match writers.of(digest) {

@@ -280,6 +280,14 @@ impl Lane<'_> {
         if known { Ok(()) } else { self.await_decoded().await }
     }
 
+    /// The name of a row that the server tells; nothing without a whole primary key.
+    pub(super) fn digest_told(&self, plan: usize, row: &[Option<Bytes>]) -> Option<Digest> {
+        let values = row.iter().skip(VALUES_FROM);
+        let tuple: Tuple<'_> =
+            values.map(|value| value.as_deref().map_or(Value::Null, Value::Text)).collect();
+        self.plans[plan].keys.as_ref().and_then(|keys| keys.row(&tuple))
+    }
+
     fn digest(&self, plan: usize, row: &[Value<'_>]) -> Settled<Digest> {
         let digest = self.plans[plan].keys.as_ref().and_then(|keys| keys.row(row));
         digest.ok_or_else(|| Trouble::row("the row came without its whole primary key"))
