@@ -28,6 +28,7 @@ mod probe;
 mod progress;
 mod publish;
 pub mod quarantine;
+mod realign;
 mod recent;
 mod recheck;
 mod retry;

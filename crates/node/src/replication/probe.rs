@@ -28,7 +28,6 @@ pub(crate) async fn run(shared: &Shared) -> Result<()> {
         read_due.tick().await;
         if tokio::time::Instant::now() >= next_write {
             client.execute(&write, &[&node, &boot]).await?;
-            client.query("select synapsedb.realign_sequences()", &[]).await?;
             next_write = tokio::time::Instant::now() + written_every;
         }
         let rows = client.query(&read, &[]).await?;

@@ -17,8 +17,8 @@ use super::spool::SpoolError;
 use super::status::Board;
 use super::{
     Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members, outcome,
-    parse_origin_name, part, position, probe, publish, recent, recheck, retry, rewrites, serve,
-    verify,
+    parse_origin_name, part, position, probe, publish, realign, recent, recheck, retry, rewrites,
+    serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -102,6 +102,7 @@ fn start(shared: &Arc<Shared>, stop: &Shutdown) -> JoinSet<Result<()>> {
     loops.spawn(recheck::run(shared.clone(), stop.clone()));
     loops.spawn(repeated(shared.clone(), stop.clone(), Part::Probe));
     loops.spawn(repeated(shared.clone(), stop.clone(), Part::Progress));
+    loops.spawn(repeated(shared.clone(), stop.clone(), Part::Realign));
     loops
 }
 
@@ -315,6 +316,7 @@ pub(super) async fn progress_of(
 enum Part {
     Probe,
     Progress,
+    Realign,
 }
 
 async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()> {
@@ -326,19 +328,23 @@ async fn repeated(shared: Arc<Shared>, stop: Shutdown, part: Part) -> Result<()>
                 match part {
                     Part::Probe => probe::run(&shared).await,
                     Part::Progress => progress(&shared).await,
+                    Part::Realign => realign::run(&shared).await,
                 }
             } => ended,
         };
         if let Err(error) = ended {
             tracing::debug!("a session of replication is opened anew: {error:#}");
         }
-        shared.gossip.publish(Facts {
-            postgres_ready: false,
-            applied: shared.applied.durable(),
-            received: shared.spools.tails(),
-            wal_lsn: Lsn::ZERO,
-            ..Facts::default()
-        });
+        if matches!(part, Part::Progress) {
+            // Nobody says any more how far this node is.
+            shared.gossip.publish(Facts {
+                postgres_ready: false,
+                applied: shared.applied.durable(),
+                received: shared.spools.tails(),
+                wal_lsn: Lsn::ZERO,
+                ..Facts::default()
+            });
+        }
         retry::pause(&mut backoff, &stop).await;
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! `synapsedb repl` and `conflicts`: a lag that cannot lie, and what is kept of conflicts and of the quarantine.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use synapsedb_dev::{Cluster, HttpPort, eventually};
 
@@ -42,6 +44,17 @@ async fn the_lag_is_measured_between_all_nodes_and_never_made_up() {
     .await;
     let (code, text, _) = run(&cluster, &["repl"], &[]);
     assert!(code == 0 && text.contains("FROM 3") && text.contains(" ms, "), "{text}");
+
+    // A user's transaction that holds a sequence holds nobody's lag up.
+    cluster.node(2).sql("create sequence held").await;
+    let holder = cluster.node(2).session().await;
+    holder.rows("begin; alter sequence held cache 7").await.unwrap();
+    for _ in 0..70 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let lane = lane(&look(1).await, 1, 2).unwrap();
+        assert!(lane["probe_age_ms"].as_u64() < Some(5000), "{lane}");
+    }
+    holder.rows("rollback").await.unwrap();
 
     // A lane that stands still: its bytes and its age grow.
     cluster.node(1).sql("create table lagging (id int primary key, v text)").await;

@@ -301,6 +301,47 @@ async fn one_comparison_at_a_time_and_it_can_be_cancelled() {
     assert!(cluster.node(1).metric("synapsedb_replication_verify_jobs_total", "").await >= 1.0);
 }
 
+/// Starts a comparison and answers its id.
+fn started(node: &str, table: &str) -> String {
+    let asked = serde_json::json!({ "table": table });
+    let mut answer = ureq::post(format!("{node}/replication/verify")).send_json(asked).unwrap();
+    let job: Value = answer.body_mut().read_json().unwrap();
+    job["id"].as_str().unwrap().to_owned()
+}
+
+/// Waits until a comparison is over, and answers it.
+fn ended(node: &str, id: &str) -> Value {
+    loop {
+        let mut answer = ureq::get(format!("{node}/replication/verify/{id}")).call().unwrap();
+        let job: Value = answer.body_mut().read_json().unwrap();
+        if !matches!(job["state"].as_str(), Some("waiting" | "running")) {
+            return job;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What a comparison had asked when it was cancelled may arrive after its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_comparison_leaves_no_node_taken() {
+    let _alone = ALONE.lock().await;
+    let cluster = shared().await;
+    cluster.node(1).sql("create table cancelled (id int primary key)").await;
+    cluster.all_show("select count(*) from cancelled", &["0"]).await;
+    let [first, other] = [1, 3].map(|number| cluster.node(number).url(HttpPort::Raft, ""));
+    let rounds = move || {
+        for round in 0..100 {
+            let id = started(&first, "cancelled");
+            std::thread::sleep(Duration::from_micros(500 * (round % 20)));
+            ureq::delete(format!("{first}/replication/verify/{id}")).call().unwrap();
+            ended(&first, &id);
+            let next = ended(&other, &started(&other, "cancelled"));
+            assert_eq!(next["verdict"], "equal", "round {round}: {next:#}");
+        }
+    };
+    tokio::task::spawn_blocking(rounds).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_dropped_or_altered_meanwhile_is_no_difference() {
     let _alone = ALONE.lock().await;

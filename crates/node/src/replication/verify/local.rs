@@ -45,6 +45,7 @@ pub(super) async fn answer(shared: &Shared, from: NodeId, call: Call) -> Result<
         // It needs no session and may take long.
         Ask::Await { target } => json(&behind(shared, &target).await),
         Ask::End => {
+            shared.verify.note_end(call.job);
             let mut session = shared.verify.session.lock().await;
             session.take_if(|session| session.job == call.job);
             json(&())
@@ -60,6 +61,9 @@ fn json(answer: &impl Serialize) -> Result<Bytes> {
 
 async fn with_session(shared: &Shared, from: NodeId, job: Uuid, ask: Ask) -> Result<Bytes> {
     let mut slot = shared.verify.session.lock().await;
+    if shared.verify.has_ended(job) {
+        bail!("this comparison is over");
+    }
     if let Some(other) = slot.as_ref().filter(|open| open.job != job)
         && other.used.elapsed() < IDLE_MAX
     {

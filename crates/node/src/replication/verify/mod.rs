@@ -124,6 +124,9 @@ impl Job {
     }
 }
 
+/// How many comparisons are remembered to be over.
+const ENDED_MAX: usize = 64;
+
 /// The comparisons of this node.
 pub(crate) struct Board {
     /// The newest last.
@@ -131,6 +134,8 @@ pub(crate) struct Board {
     asked: Notify,
     /// What a comparison has open on this node's server.
     session: tokio::sync::Mutex<Option<local::Session>>,
+    /// The comparisons that ended last: what they had asked may still arrive.
+    ended: Mutex<VecDeque<Uuid>>,
     metrics: Metrics,
 }
 
@@ -140,8 +145,22 @@ impl Board {
             jobs: Mutex::default(),
             asked: Notify::new(),
             session: tokio::sync::Mutex::default(),
+            ended: Mutex::default(),
             metrics: Metrics::register(registry),
         }
+    }
+
+    /// A comparison, of whatever coordinator, is over.
+    fn note_end(&self, job: Uuid) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.len() >= ENDED_MAX {
+            ended.pop_front();
+        }
+        ended.push_back(job);
+    }
+
+    fn has_ended(&self, job: Uuid) -> bool {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).contains(&job)
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Job>>> {
