@@ -5,8 +5,9 @@
 //! row, so nodes that know the same writes have the same row, in whatever order they met them. [`decide`] is the step
 //! of that function, told as what is to be done to the row that is here.
 //!
-//! Two premises come from elsewhere: [`crate::delivery`] delivers causally, so that nothing known covers the incoming
-//! write; and commit-wait makes the order of [`RowVersion`] extend causality.
+//! Two premises come from elsewhere: [`crate::delivery`] delivers causally, and commit-wait makes the order of
+//! [`RowVersion`] extend causality. A write that could not be applied in its turn may come late, behind writes that
+//! cover it: as long as nobody counts it among the known ones meanwhile, and nothing that it met is forgotten.
 //!
 //! | policy | the row is |
 //! |---|---|
@@ -192,7 +193,9 @@ fn latest_of<'w, 'a>(writes: &'w [Write<'a>], incoming: &'w Write<'a>) -> &'w Wr
 fn add(incoming: &Write<'_>, writes: &[Write<'_>]) -> Decision {
     let latest = latest_of(writes, incoming);
     if latest.version != incoming.version {
-        return match latest.effect != Effect::Delete && incoming.effect == Effect::Update {
+        let adds = latest.effect != Effect::Delete && incoming.effect == Effect::Update;
+        // What comes late may be in the latest row already.
+        return match adds && !latest.covers(incoming.version) {
             true => Decision::Add,
             false => Decision::Keep,
         };

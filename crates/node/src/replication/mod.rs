@@ -111,6 +111,10 @@ pub struct Config {
     /// Rows inserted by other nodes that are remembered until the own WAL is decoded past them; beyond it, a local
     /// delete looks at the table instead.
     pub arrivals_max: usize,
+    /// What a change in quarantine met is remembered, with all that was written since, until it is applied or given up:
+    /// at most so many writes, and as long as no spool is larger than half of its limit. A change that is tried again
+    /// after that is settled by the later row.
+    pub quarantine_remembered_max: usize,
     /// How long an applier that meets a missing row waits for the own WAL to be decoded.
     pub decode_wait_max_ms: u64,
     /// How long a single row may take to be applied (a trigger or function of the user's may never end): then it is
@@ -164,6 +168,7 @@ impl Default for Config {
             apply_ahead_bytes_max: 4 << 20,
             clock_skew_max_ms: 500,
             arrivals_max: 200_000,
+            quarantine_remembered_max: 1_000_000,
             decode_wait_max_ms: 5000,
             row_timeout_ms: 30_000,
             foreign_key_parents_max: 10_000,

@@ -285,15 +285,15 @@ const FORGOTTEN_AT_ONCE: usize = 1024;
 /// Who only yields has the lock again before an applier that waits for it was woken.
 const FORGETTING_PAUSE: Duration = Duration::from_millis(1);
 
-/// Forgets what every member has seen; answers up to where that is.
-pub(crate) async fn forget(shared: &Shared) -> VersionVector {
+/// Forgets what every member has seen, unless it is held for somebody; answers up to where everything may be forgotten.
+pub(crate) async fn forget(shared: &Shared, held: bool) -> VersionVector {
     let members = other_members(shared);
     // A crash of the server takes back what is not durable, and with it what this node will have seen.
     let applied = shared.applied.durable();
     let stable = {
         let mut history = shared.recent.lock();
         let stable = history.stable(shared.identity.node, &applied, members.keys().copied());
-        history.in_order(&stable)
+        if held { history.forgotten().clone() } else { history.in_order(&stable) }
     };
     while shared.recent.lock().forget(&stable, FORGOTTEN_AT_ONCE) {
         tokio::time::sleep(FORGETTING_PAUSE).await;

@@ -17,8 +17,8 @@ use super::spool::SpoolError;
 use super::status::Board;
 use super::{
     Shared, bootstrap, durability, fetch, foreign_keys, guard, lag, other_members, outcome,
-    parse_origin_name, part, position, probe, publish, realign, recent, recheck, retry, rewrites,
-    serve, verify,
+    parse_origin_name, part, position, probe, publish, quarantine, realign, recent, recheck, retry,
+    rewrites, serve, verify,
 };
 use crate::gossip::Facts;
 use crate::tasks::Shutdown;
@@ -373,7 +373,9 @@ async fn progress(shared: &Shared) -> Result<()> {
         let ready = shared.status.is_prepared() && !shared.status.has_lost_slot();
         let received = shared.spools.tails();
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
-        let stable = trim(shared).await?;
+        // What was put into quarantine is applied: it is seen here before what it met is forgotten.
+        let held = quarantine::holds(shared, &client).await?;
+        let stable = trim(shared, held).await?;
         forget_lives(shared, &client, &stable).await?;
         rewrites::settle(shared, &client, &stable).await?;
     }
@@ -415,10 +417,11 @@ async fn look_at_local(shared: &Shared, client: &client::Client) -> Result<()> {
     Ok(())
 }
 
-/// Deletes what every member has applied, and what is beyond the limit. Answers what every member has seen.
-async fn trim(shared: &Shared) -> Result<VersionVector> {
+/// Deletes what every member has applied, unless it is held for the quarantine, and what is beyond the limit. Answers
+/// up to where everything may be forgotten.
+async fn trim(shared: &Shared, held: bool) -> Result<VersionVector> {
     let view = shared.gossip.view();
-    let stable = recent::forget(shared).await;
+    let stable = recent::forget(shared, held).await;
     let members = other_members(shared);
     for (origin, (_, spool)) in shared.spools.all() {
         let mut least =

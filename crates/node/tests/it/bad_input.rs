@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::{NOTICED, binary, skip};
 
 mod impostor;
+mod late;
 mod lost_wal;
 
 static CLUSTER: Shared = Shared::new();

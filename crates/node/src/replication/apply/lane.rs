@@ -55,6 +55,14 @@ pub(super) const STATEMENTS: [(&str, &str); 11] = [
     ("keeps_waiting", include_str!("../sql/keeps_waiting.sql")),
 ];
 
+/// A transaction that is opened once more, for a change of it that comes out of the quarantine: later ones of its
+/// origin are here.
+#[derive(Clone, Copy)]
+pub(super) struct Late {
+    /// Whether what the change met may be forgotten.
+    pub(super) forgotten: bool,
+}
+
 pub(crate) struct Lane<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) source: &'a Source,
@@ -77,6 +85,8 @@ pub(crate) struct Lane<'a> {
     pub(super) open: Option<Lsn>,
     /// Its header.
     pub(super) header: Option<Header>,
+    /// Whether it comes late.
+    pub(super) late: Option<Late>,
     /// Up to which commit time it has certainly seen the writers of rows, as SQL.
     pub(super) bound: Vec<u8>,
     /// The tags of its DDL statements so far.

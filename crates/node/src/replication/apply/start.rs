@@ -102,6 +102,7 @@ impl<'a> Lane<'a> {
             own: Lsn::ZERO,
             open: None,
             header: None,
+            late: None,
             bound: Vec::new(),
             ddl_tags: Vec::new(),
             created_ahead: Vec::new(),

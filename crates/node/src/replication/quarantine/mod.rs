@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use synapsedb_core::ids::NodeId;
+use synapsedb_pg::client::Client;
 
 use super::Shared;
 use api::QuarantinedBody;
@@ -29,6 +30,31 @@ pub(crate) enum Retried {
 
 /// How long a lane may take to try a change again.
 const RETRY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether nothing may be forgotten now, since a change waits here that can be tried again.
+///
+/// # Errors
+/// The server cannot be asked.
+pub(crate) async fn holds(shared: &Shared, client: &Client) -> Result<bool> {
+    let waits = client.query_one(include_str!("../sql/any_quarantined.sql"), &[]).await?.get(0);
+    let config = &shared.config;
+    let spool_full = || {
+        let spools = shared.spools.all();
+        spools.values().any(|(_, spool)| spool.bytes() > config.spool.bytes_max / 2)
+    };
+    let writes = shared.recent.lock().len();
+    let over = writes > config.quarantine_remembered_max || spool_full();
+    // What was forgotten once does not come back.
+    let too_much = waits && (over || shared.retries.is_too_much());
+    if shared.retries.note_too_much(too_much) {
+        tracing::warn!(
+            "too much was written since a change was put into quarantine: what it met is forgotten \
+             (replication.quarantine_remembered_max, replication.spool.bytes_max). When it is tried again, the later \
+             row stays; see `synapsedb repl quarantine`, and compare with `synapsedb verify` afterwards"
+        );
+    }
+    Ok(waits && !too_much)
+}
 
 /// The oldest changes in quarantine; one more than asked for, if there is one.
 async fn list(shared: &Shared, limit: u32) -> Result<Vec<QuarantinedBody>> {

@@ -2,6 +2,7 @@
 //! only one session can write as an origin.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use synapsedb_core::ids::NodeId;
@@ -20,11 +21,22 @@ pub(crate) struct Retry {
 pub(crate) struct Retries {
     waiting: Mutex<BTreeMap<NodeId, VecDeque<Retry>>>,
     asked: Notify,
+    /// Whether what they met is forgotten, since it was too much.
+    too_much: AtomicBool,
 }
 
 impl Retries {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, VecDeque<Retry>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the changes in quarantine met is too much to be remembered, or not any more. Answers whether that is new.
+    pub(crate) fn note_too_much(&self, too_much: bool) -> bool {
+        !self.too_much.swap(too_much, Ordering::Relaxed) && too_much
+    }
+
+    pub(crate) fn is_too_much(&self) -> bool {
+        self.too_much.load(Ordering::Relaxed)
     }
 
     /// Asks the lane of `origin`.

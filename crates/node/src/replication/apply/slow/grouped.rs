@@ -33,11 +33,12 @@ impl Lane<'_> {
         let Some(header) = &self.header else { return Ok(as_told) };
         let Some(digest) = self.digest_told(plan, row) else { return Ok(as_told) };
         let writer = Writer { version: self.incoming()?, vector: &header.vector };
+        let forgotten = self.is_forgotten();
         let found = writers::of_stamp(self.shared, stamp, &self.table_of(plan), digest);
         Ok(match found.map_err(Trouble::from)? {
             Found::Writer(version) => (Some(version), !writer.has_seen(&version)),
             // A change out of the quarantine tells nothing of what its writer had seen.
-            Found::Earlier if header.xid != 0 => (Some(stamp), false),
+            Found::Earlier if !forgotten => (Some(stamp), false),
             Found::Earlier | Found::OfTheStamp => as_told,
         })
     }

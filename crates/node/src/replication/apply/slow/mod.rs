@@ -5,6 +5,7 @@
 //! once, like every other.
 
 mod grouped;
+mod keyless;
 mod left_out;
 mod log;
 mod policy;

@@ -6,6 +6,7 @@ use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Tuple, Value};
 use synapsedb_core::history::{Digest, KnownWrite};
+use synapsedb_core::lsn::Lsn;
 use synapsedb_core::policy::{self, Decision, Policy, TablePolicy};
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::pgoutput::{self, Message};
@@ -52,7 +53,7 @@ impl Lane<'_> {
         self.session.queue(include_str!("../../sql/lock_row.sql"), &turn)?;
         let here = self.read_row(plan, key).await?;
         self.await_writes(row, here.as_ref()).await?;
-        let (own, known) = self.known_writes(row, incoming).await?;
+        let (own, known) = self.known_writes(plan, row, incoming).await?;
         let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
         let met = others.iter().any(|other| own.as_write().is_concurrent_with(other));
         let decision = match self.outlived(&others, here.as_ref(), incoming) {
@@ -107,22 +108,22 @@ impl Lane<'_> {
         Ok(())
     }
 
-    /// Whether a change comes out of the quarantine when what it met is forgotten, which left a later row: that stays,
-    /// alike on both sides.
+    /// Whether a change comes late, when what it met is forgotten, which left a later row: that stays, alike on both
+    /// sides.
     fn outlived(
         &self,
         others: &[policy::Write<'_>],
         here: Option<&LocalRow>,
         incoming: RowVersion,
     ) -> bool {
-        let is_retried = self.header.as_ref().is_some_and(|header| header.xid == 0);
         let later = here.and_then(|here| here.version).is_some_and(|version| version > incoming);
-        is_retried && others.is_empty() && later
+        self.is_forgotten() && others.is_empty() && later
     }
 
-    /// The write of the open transaction on a row, and the others that are in the row here.
+    /// The write of the open transaction on a row, and the others that are in the row here: applied, and not set aside.
     async fn known_writes(
         &mut self,
+        plan: usize,
         row: Digest,
         incoming: RowVersion,
     ) -> Settled<(KnownWrite, Vec<KnownWrite>)> {
@@ -135,6 +136,12 @@ impl Lane<'_> {
         known.retain(|KnownWrite { version, .. }| {
             here_or_mine.contains(&version.origin) || applied.get(version.origin) >= version.lsn
         });
+        if !known.is_empty() {
+            let aside = self.set_aside(plan, row).await?;
+            let is_aside =
+                |known: &KnownWrite| aside.contains(&(known.version.origin, known.version.lsn));
+            known.retain(|known| !is_aside(known));
+        }
         let own = own.pop().ok_or_else(|| Trouble::row("the write is not remembered"))?;
         Ok((own, known))
     }
@@ -333,7 +340,7 @@ impl Lane<'_> {
             )))
         };
         let (_, spool) = self.shared.spools.get(version.origin).ok_or_else(gone)?;
-        let before = synapsedb_core::lsn::Lsn(version.lsn.0.saturating_sub(1));
+        let before = Lsn(version.lsn.0.saturating_sub(1));
         let mut reader = spool.reader_after(before).map_err(anyhow::Error::from)?;
         let mut content = Content::default();
         let mut relations: Vec<(u32, RowKeys, Vec<Option<usize>>)> = Vec::new();

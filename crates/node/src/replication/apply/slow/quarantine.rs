@@ -1,14 +1,22 @@
 //! What cannot be applied is kept with the reason, and the transaction goes on without it.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Relation, Value};
+use synapsedb_core::history::Digest;
+use synapsedb_core::ids::NodeId;
+use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::pgoutput::{self, Message};
 
 use super::super::gate::sql_time;
 use super::super::lane::{Lane, Step, Stop};
-use super::super::session::Parameter;
+use super::super::session::{Parameter, text};
+use super::Settled;
+use super::retry::from_hex;
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
+use crate::replication::keys::{LocalKeys, RowKeys};
 use crate::replication::recent::old_values;
 
 /// A change as people read it.
@@ -73,6 +81,34 @@ impl Lane<'_> {
         Ok(())
     }
 
+    /// The transactions whose writes on a row wait in the quarantine.
+    pub(super) async fn set_aside(
+        &mut self,
+        plan: usize,
+        row: Digest,
+    ) -> Settled<BTreeSet<(NodeId, Lsn)>> {
+        let described = &self.plans[plan];
+        let table = [&described.schema, &described.name].map(|name| name.clone().into_bytes());
+        let parameters = [0, 1].map(|at: usize| Parameter::Text(&table[at]));
+        let answer = self.ask(include_str!("../../sql/set_aside.sql"), &parameters).await?;
+        let mut aside = BTreeSet::new();
+        for told in &answer.rows {
+            let bytes = |at: usize| text(told, at).and_then(from_hex);
+            let (relation, message) = (bytes(2)?, bytes(3)?);
+            let decoded = (pgoutput::decode(&relation), pgoutput::decode(&message));
+            let (Ok(Message::Relation(relation)), Ok(Message::Change(change))) = decoded else {
+                continue;
+            };
+            let indexes = self.plans[plan].indexes.clone();
+            let keys = RowKeys::new(&relation, &LocalKeys { indexes, policy: None });
+            if keys.is_some_and(|keys| concerns(&keys, &change, row)) {
+                let origin = text(told, 0)?.parse().map_err(anyhow::Error::from)?;
+                aside.insert((origin, text(told, 1)?.parse().map_err(anyhow::Error::from)?));
+            }
+        }
+        Ok(aside)
+    }
+
     fn describe(&self, raw: &Bytes) -> Step<Described> {
         let mut described = Described::default();
         match pgoutput::decode(raw).context("decode a spooled message")? {
@@ -99,6 +135,19 @@ impl Lane<'_> {
             | Message::Type { .. } => described.kind = "other",
         }
         Ok(described)
+    }
+}
+
+/// Whether a change writes a row, or moves it away.
+fn concerns(keys: &RowKeys, change: &Change<'_>, row: Digest) -> bool {
+    let is = |values: &[Value<'_>]| keys.row(values) == Some(row);
+    match change {
+        Change::Insert { new, .. } => is(new),
+        Change::Update { old, new, .. } => {
+            is(new) || old.as_ref().is_some_and(|old| is(old_values(old)))
+        }
+        Change::Delete { old, .. } => is(old_values(old)),
+        Change::Truncate { .. } => false,
     }
 }
 

@@ -1,12 +1,13 @@
-//! Tries a change in quarantine again, as its writer: with its commit time, so that newer rows stay.
+//! Tries a change in quarantine again, as its writer: with its commit time, so that newer rows stay, and with what it
+//! had seen, as long as that is remembered.
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::time::Timestamp;
-use synapsedb_core::version::VersionVector;
+use synapsedb_core::version::{RowVersion, VersionVector};
 
-use super::super::lane::{Lane, Step, Stop};
+use super::super::lane::{Lane, Late, Step, Stop};
 use super::super::session::{Parameter, text};
 use super::{Constraints, Settled, Trouble};
 use crate::replication::quarantine::retries::Retry;
@@ -17,7 +18,7 @@ impl Lane<'_> {
     /// Tries a change again, between two transactions.
     pub(in super::super) async fn retry(&mut self, retry: Retry) -> Step<()> {
         let done = self.retry_change(retry.id).await;
-        self.open = None;
+        (self.open, self.late) = (None, None);
         self.current.clear();
         let answer = match done {
             Ok(()) => Ok(()),
@@ -43,6 +44,33 @@ impl Lane<'_> {
         Ok(())
     }
 
+    /// Whether the open transaction comes late, and what it met may be forgotten.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.late.is_some_and(|late| late.forgotten)
+    }
+
+    /// Whether the open transaction comes late, after this one of its origin, whose LSN the row does not tell.
+    pub(super) fn is_overtaken_by(&self, writer: RowVersion) -> Settled<bool> {
+        let RowVersion { commit_time, origin, lsn } = self.incoming()?;
+        if self.late.is_none() || writer.origin != origin {
+            return Ok(false);
+        }
+        let known = self.shared.recent.lock().commit_at(origin, writer.commit_time);
+        Ok(known.map_or(writer.commit_time > commit_time, |known| known.lsn > lsn))
+    }
+
+    /// The header of a transaction, if everything is remembered that it may have met.
+    async fn remembered(&self, commit_lsn: Lsn) -> anyhow::Result<Option<Header>> {
+        let origin = self.source.origin;
+        self.shared.recent.wait_rebuilt(origin).await?;
+        if !self.shared.recent.lock().remembers(origin, commit_lsn) {
+            return Ok(None);
+        }
+        let mut reader = self.source.spool.reader_after(Lsn(commit_lsn.0.saturating_sub(1)))?;
+        let header = reader.try_next()?.and_then(|frame| frame.header());
+        Ok(header.filter(|header| header.commit_lsn == commit_lsn))
+    }
+
     async fn retry_change(&mut self, id: i64) -> Settled<()> {
         let (id, origin) = (id.to_string(), self.source.origin.to_string());
         let parameters = [Parameter::Text(id.as_bytes()), Parameter::Text(origin.as_bytes())];
@@ -53,8 +81,11 @@ impl Lane<'_> {
         let commit_lsn: Lsn = text(row, 2)?.parse().map_err(anyhow::Error::from)?;
         let unix_us: i64 = text(row, 3)?.parse().map_err(anyhow::Error::from)?;
         let commit_time = Timestamp::from_unix_us(unix_us);
-        // Nothing is known to have been seen: whatever is newer stays.
-        let header = Header { commit_lsn, commit_time, xid: 0, vector: VersionVector::new() };
+        let remembered = self.remembered(commit_lsn).await?;
+        self.late = Some(Late { forgotten: remembered.is_none() });
+        // Of what is forgotten nothing is known to have been seen: whatever is newer stays.
+        let forgotten = Header { commit_lsn, commit_time, xid: 0, vector: VersionVector::new() };
+        let header = remembered.unwrap_or(forgotten);
         self.open_slowly(&header, Constraints::Immediate).await?;
         if !relation.is_empty() {
             let plan = self.known.get(&relation).copied();
@@ -72,7 +103,7 @@ impl Lane<'_> {
 }
 
 /// The bytes that a text of hexadecimal digits stands for.
-fn from_hex(digits: &str) -> anyhow::Result<Bytes> {
+pub(super) fn from_hex(digits: &str) -> anyhow::Result<Bytes> {
     let pair = |at: usize| {
         let pair = digits.get(at..at + 2).context("half a byte")?;
         u8::from_str_radix(pair, 16).map_err(|error| anyhow!("{pair} is no byte: {error}"))

@@ -24,6 +24,7 @@ impl Lane<'_> {
         let Some(digest) = self.digest_told(plan, row) else { return Ok((None, false, false)) };
         let writers = self.writers_before(plan, row).await?;
         let Some(header) = &self.header else { return Ok((None, false, false)) };
+        let forgotten = self.is_forgotten();
         match writers.of(digest) {
             Some(version) => {
                 let vector = &header.vector;
@@ -32,7 +33,7 @@ impl Lane<'_> {
             }
             // A change out of the quarantine is older than what the spools hold: the rewrite is no younger than the
             // writer that it hides.
-            None if header.xid == 0 => self.writer_of(plan, row),
+            None if forgotten => self.writer_of(plan, row),
             None => Ok((None, false, false)),
         }
     }

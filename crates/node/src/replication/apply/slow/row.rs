@@ -33,6 +33,8 @@ pub(super) struct LocalRow {
     pub(super) concurrent: bool,
     /// Whether its writer is of this node and has not been decoded yet.
     undecoded: bool,
+    /// Whether a later transaction of the same origin wrote it, which only what comes late can meet.
+    overtaken: bool,
     /// The row as JSON.
     pub(super) json: String,
     values: Vec<Option<Bytes>>,
@@ -133,26 +135,6 @@ impl Lane<'_> {
         Err(Trouble::row("other sessions keep changing the row"))
     }
 
-    /// A row of a table without a primary key: one of the equal rows is changed, or there is none.
-    async fn keyless(&mut self, plan: usize, change: &Change<'_>) -> Settled<()> {
-        let width = self.plans[plan].width();
-        let Some(row_change) = RowChange::of(change) else { return Ok(()) };
-        let (RowChange::Insert(told) | RowChange::Update(_, told) | RowChange::Delete(told)) =
-            row_change;
-        let shape = row_change.shape();
-        if told.len() != width {
-            return Err(Trouble::row(format!("a row has {} columns, not {width}", told.len())));
-        }
-        let sql = self.plans[plan].unchecked(&shape);
-        let parameters = self.plans[plan].parameters(&row_change, None);
-        let answer = self.ask(&sql, &parameters).await?;
-        if answer.affected == 0 && shape != Shape::Insert {
-            let conflict = Conflict::new("missing", "skipped").remote(told);
-            self.log(plan, conflict).await?;
-        }
-        Ok(())
-    }
-
     /// Reads and locks the row with the key of `row`.
     pub(super) async fn read_row(
         &mut self,
@@ -203,7 +185,8 @@ impl Lane<'_> {
             },
         };
         let values = row.into_iter().skip(VALUES_FROM).collect();
-        Ok(LocalRow { version, concurrent, undecoded, json, values })
+        let overtaken = version.map_or(Ok(false), |version| self.is_overtaken_by(version))?;
+        Ok(LocalRow { version, concurrent, undecoded, overtaken, json, values })
     }
 
     /// Who wrote a row, whether the open transaction and the writer had not seen each other, and whether the writer is
@@ -325,8 +308,10 @@ impl Lane<'_> {
         let incoming = self.incoming()?;
         for _ in 0..TRIES_MAX {
             let here = self.read_row(plan, new).await?;
-            if here.is_none() {
-                self.await_decoded().await?;
+            match &here {
+                Some(here) if here.overtaken => return Ok(()),
+                Some(_) => {}
+                None => self.await_decoded().await?,
             }
             let holds = self.oust(plan, new, incoming).await?;
             let mut facts = self.facts(plan, row, new, here.as_ref());
@@ -433,7 +418,9 @@ impl Lane<'_> {
         let newer = |here: &LocalRow| {
             here.concurrent && here.version.is_some_and(|version| version > incoming)
         };
-        let Some(before) = before else { return self.put(plan, new, "move").await };
+        let Some(before) = before.filter(|before| !before.overtaken) else {
+            return self.put(plan, new, "move").await;
+        };
         if before.concurrent {
             let resolution = if newer(&before) { "keep_local" } else { "apply_remote" };
             let conflict = Conflict::new("key_change", resolution).remote(new).local(Some(&before));
@@ -458,6 +445,9 @@ impl Lane<'_> {
             }
             return Ok(());
         };
+        if here.overtaken {
+            return Ok(());
+        }
         let keep = here.concurrent && here.version.is_some_and(|version| version > incoming);
         if !keep {
             self.delete_here(plan, old).await?;
