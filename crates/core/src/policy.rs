@@ -17,12 +17,18 @@
 //! | `merge_columns` | there as the latest write decides; each column as the latest write that changed it left it |
 //! | `function(f)` | `f(f(first, second), third)` over the rows of the heads, earliest first |
 //! | delta columns | the latest write's, plus new − old of every update that it had not seen; the rest as that write |
+//!
+//! A policy may change while nodes write: see [`Epochs`].
+
+mod epochs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use epochs::{Change, Epochs, Ruling};
 
 use crate::ids::NodeId;
 use crate::version::{RowVersion, VersionVector};

@@ -7,23 +7,23 @@ use super::*;
 use crate::lsn::Lsn;
 use crate::time::Timestamp;
 
-const COLUMNS: usize = 2;
-type Row = Option<[i64; COLUMNS]>;
+pub(super) const COLUMNS: usize = 2;
+pub(super) type Row = Option<[i64; COLUMNS]>;
 
 /// One write of a history: the n-th in the order of versions.
 #[derive(Clone, Debug)]
-struct Written {
-    version: RowVersion,
-    seen: VersionVector,
-    effect: Effect,
-    changed: BTreeSet<u16>,
-    row: Row,
+pub(super) struct Written {
+    pub(super) version: RowVersion,
+    pub(super) seen: VersionVector,
+    pub(super) effect: Effect,
+    pub(super) changed: BTreeSet<u16>,
+    pub(super) row: Row,
     /// New − old per column, of an update.
-    difference: [i64; COLUMNS],
+    pub(super) difference: [i64; COLUMNS],
 }
 
 impl Written {
-    fn write(&self) -> Write<'_> {
+    pub(super) fn write(&self) -> Write<'_> {
         let Self { version, ref seen, effect, ref changed, .. } = *self;
         Write { version, seen, effect, changed }
     }
@@ -31,9 +31,9 @@ impl Written {
 
 /// What a table does, and the definition of it.
 #[derive(Clone, Debug)]
-struct Rules {
-    policy: Policy,
-    sums: bool,
+pub(super) struct Rules {
+    pub(super) policy: Policy,
+    pub(super) sums: bool,
 }
 
 fn rules() -> Vec<Rules> {
@@ -48,7 +48,7 @@ fn rules() -> Vec<Rules> {
     ]
 }
 
-fn node(number: u16) -> NodeId {
+pub(super) fn node(number: u16) -> NodeId {
     NodeId::new(number).unwrap()
 }
 
@@ -67,7 +67,7 @@ fn covers(by: &Written, what: &Written) -> bool {
 }
 
 /// The definition: what the row is when exactly these writes are known, earliest first.
-fn defined(rules: &Rules, known: &[&Written]) -> Row {
+pub(super) fn defined(rules: &Rules, known: &[&Written]) -> Row {
     let latest = *known.last()?;
     let covered = |write: &&Written| {
         known.iter().any(|other| other.version != write.version && covers(other, write))
@@ -91,7 +91,8 @@ fn defined(rules: &Rules, known: &[&Written]) -> Row {
             latest.row?;
             Some(std::array::from_fn(|column| {
                 let changes = |write: &&&Written| write.changed.contains(&(column as u16));
-                known.iter().rfind(changes).unwrap().row.unwrap()[column]
+                // What was there before all of them is as the latest found it.
+                known.iter().rfind(changes).unwrap_or(&latest).row.unwrap()[column]
             }))
         }
         Policy::Function(_) => heads.iter().map(|write| write.row).reduce(larger).unwrap(),
@@ -99,7 +100,12 @@ fn defined(rules: &Rules, known: &[&Written]) -> Row {
 }
 
 /// Carries out a decision on the row that is here.
-fn carried_out(decision: &Decision, here: Row, incoming: &Written, known: &[&Written]) -> Row {
+pub(super) fn carried_out(
+    decision: &Decision,
+    here: Row,
+    incoming: &Written,
+    known: &[&Written],
+) -> Row {
     let of = |version: RowVersion| match version == incoming.version {
         true => incoming,
         false => known.iter().find(|write| write.version == version).unwrap(),
@@ -138,17 +144,17 @@ fn carried_out(decision: &Decision, here: Row, incoming: &Written, known: &[&Wri
 
 /// A user's statement on the one row of the model.
 #[derive(Clone, Copy, Debug)]
-enum Statement {
+pub(super) enum Statement {
     Insert,
     Update(u16),
     Delete,
 }
 
-const STATEMENTS: [Statement; 4] =
+pub(super) const STATEMENTS: [Statement; 4] =
     [Statement::Insert, Statement::Update(0), Statement::Update(1), Statement::Delete];
 
 /// The writes of a history that `vector` and its own earlier ones stand for, earliest first.
-fn known_to<'h>(
+pub(super) fn known_to<'h>(
     history: &'h [Written],
     origin: NodeId,
     vector: &VersionVector,
@@ -174,11 +180,23 @@ fn longer(
     seen: &VersionVector,
     statement: Statement,
 ) -> Option<Vec<Written>> {
-    let known = known_to(history, origin, seen);
+    let before = defined(rules, &known_to(history, origin, seen));
+    let mut longer = history.to_vec();
+    longer.push(next(history, before, origin, seen, statement)?);
+    Some(longer)
+}
+
+/// The next write of a history, where the row was as `before`; nothing if the statement would do nothing.
+pub(super) fn next(
+    history: &[Written],
+    before: Row,
+    origin: NodeId,
+    seen: &VersionVector,
+    statement: Statement,
+) -> Option<Written> {
     let number = history.len() as i64 + 1;
-    let own = known.iter().filter(|write| write.version.origin == origin).count() as u64;
+    let own = history.iter().filter(|write| write.version.origin == origin).count() as u64;
     let version = RowVersion { commit_time: Timestamp(number), origin, lsn: Lsn(own + 1) };
-    let before = defined(rules, &known);
     // Values that differ between writers and do not grow with them.
     let value = number * 10 % 7 + number * 100;
     let (effect, row) = match (statement, before) {
@@ -201,10 +219,7 @@ fn longer(
         (Effect::Update, Some(old), Some(new)) => std::array::from_fn(|c| new[c] - old[c]),
         _ => [0; COLUMNS],
     };
-    let seen = seen.clone();
-    let mut longer = history.to_vec();
-    longer.push(Written { version, seen, effect, changed, row, difference });
-    Some(longer)
+    Some(Written { version, seen: seen.clone(), effect, changed, row, difference })
 }
 
 /// All histories that are one write longer than one of these.
@@ -222,7 +237,7 @@ fn all_longer(rules: &Rules, histories: &[Vec<Written>]) -> Vec<Vec<Written>> {
 }
 
 /// Every causally closed vector over a history, without the entry of `origin`, that has seen what its last write had.
-fn vectors(history: &[Written], origin: NodeId) -> Vec<VersionVector> {
+pub(super) fn vectors(history: &[Written], origin: NodeId) -> Vec<VersionVector> {
     let before = history.iter().rfind(|write| write.version.origin == origin);
     let mut vectors = vec![VersionVector::new()];
     for other in (1..=3).map(node).filter(|other| *other != origin) {
