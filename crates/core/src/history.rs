@@ -10,6 +10,7 @@
 
 mod arrivals;
 mod forgetting;
+mod policies;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,7 +18,7 @@ use arrivals::Arrivals;
 
 use crate::ids::NodeId;
 use crate::lsn::Lsn;
-use crate::policy::{Effect, Write};
+use crate::policy::{Effect, Epochs, Write};
 use crate::time::Timestamp;
 use crate::version::{RowVersion, VersionVector};
 
@@ -124,6 +125,8 @@ pub struct History {
     entries: BTreeMap<NodeId, VecDeque<(Lsn, Entry)>>,
     /// Rows that were inserted here by remote transactions which the decoding of the own WAL has not passed yet.
     arrivals: Arrivals,
+    /// Changes of tables' policies that a write may still come without.
+    policies: BTreeMap<Digest, Epochs>,
     /// Up to where everything may be forgotten.
     forgotten: VersionVector,
     /// Per side of a foreign key, the last write of each origin that matters to the other side.

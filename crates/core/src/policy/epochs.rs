@@ -1,10 +1,10 @@
 //! Policies of one table, one after another, while nodes write.
 //!
-//! A change of a policy is a transaction like any other, so of every write it is known which changes its writer had seen.
-//! The latest of them, in the order of versions, is the write's *epoch*. Of all writes on a row only those of the latest
-//! epoch count, and that epoch's policy settles them: a write that had seen a newer policy goes before one that had not.
-//! That is a function of the set of writes, as the policies themselves are, so nodes that know the same writes and changes
-//! have the same row, whenever the changes came.
+//! A change of a policy is a transaction like any other, so of every write it is known which changes its writer had
+//! seen. The latest of them, in the order of versions, is the write's *epoch*. Of all writes on a row only those of the
+//! latest epoch count, and that epoch's policy settles them: a write that had seen a newer policy goes before one that
+//! had not. That is a function of the set of writes, as the policies themselves are, so nodes that know the same writes
+//! and changes have the same row, whenever the changes came.
 
 use super::{Decision, TablePolicy, Write, decide};
 use crate::ids::NodeId;
@@ -106,8 +106,8 @@ impl Epochs {
         Ruling::By(table, decide(&table.policy, table.sums(), incoming, &counts))
     }
 
-    /// Forgets a change when every transaction that had not seen it is stable itself. `now` is up to where transactions of
-    /// each origin are known: of those to come all have seen what is stable.
+    /// Forgets a change when every transaction that had not seen it is stable itself. `now` is up to where transactions
+    /// of each origin are known: of those to come all have seen what is stable.
     pub fn forget(&mut self, stable: &VersionVector, now: &VersionVector) {
         let is_past = |change: &Change| {
             let unseen = change.unseen_through.as_ref();

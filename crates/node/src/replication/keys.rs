@@ -6,9 +6,11 @@ use std::hash::{DefaultHasher, Hasher as _};
 use anyhow::{Context as _, Result};
 use synapsedb_core::change::{Relation, Value};
 use synapsedb_core::history::Digest;
-use synapsedb_core::policy::{self, TablePolicy};
+use synapsedb_core::policy::{self, Epochs, TablePolicy};
 use synapsedb_pg::client::Client;
 use synapsedb_pg::quote;
+
+use super::Shared;
 
 /// `numeric`, whose equal values may differ in trailing zeros.
 const NUMERIC_OID: u32 = 1700;
@@ -56,11 +58,20 @@ pub(crate) fn text_sql(column: &str) -> String {
 pub(crate) struct LocalKeys {
     /// Its unique indexes.
     pub(crate) indexes: Vec<UniqueIndex>,
-    /// What settles concurrent writes on it, if not last write wins.
+    /// What settles concurrent writes on it, if not last write wins alone: while its policy changes, all its writes are
+    /// noted.
     pub(crate) policy: Option<TablePolicy>,
 }
 
 impl LocalKeys {
+    /// The same of a table whose policy has changed lately, if it has.
+    pub(crate) fn changing(mut self, changes: Option<&Epochs>) -> Self {
+        if changes.is_some() {
+            self.policy.get_or_insert_default();
+        }
+        self
+    }
+
     /// With the policy as `synapsedb.policy` has it. A policy that this version does not know is none, loudly.
     pub(crate) fn new(indexes: Vec<UniqueIndex>, policy: Option<&str>) -> Self {
         let parsed = policy.map(str::parse::<TablePolicy>).transpose();
@@ -76,14 +87,21 @@ impl LocalKeys {
 ///
 /// # Errors
 /// The server cannot be asked.
-pub(crate) async fn load(client: &Client, schema: &str, table: &str) -> Result<LocalKeys> {
+pub(crate) async fn load(
+    shared: &Shared,
+    client: &Client,
+    schema: &str,
+    table: &str,
+) -> Result<LocalKeys> {
     let rows = client.query(include_str!("sql/table_keys.sql"), &[&schema, &table]).await?;
     let index = |row: &tokio_postgres::Row| {
         UniqueIndex::new(row.get(0), [row.get(1), row.get(2), row.get(3)], row.get(4))
     };
     let indexes = rows.iter().map(index).collect::<Result<_>>()?;
     let policy: Option<&str> = rows.first().and_then(|row| row.get(5));
-    Ok(LocalKeys::new(indexes, policy))
+    let history = shared.recent.lock();
+    Ok(LocalKeys::new(indexes, policy)
+        .changing(history.policy_changes(table_digest(schema, table))))
 }
 
 /// A column of a key: its place in the origin's tuples and its type there.
@@ -134,6 +152,11 @@ impl Named {
         let [high, low] = hashers.map(|hasher| u128::from(hasher.finish()));
         Some(Digest(high << 64 | low))
     }
+}
+
+/// What names a table.
+pub(crate) fn table_digest(schema: &str, name: &str) -> Digest {
+    Named::new("table", [schema, name], Vec::new()).digest(&[]).unwrap_or(Digest(0))
 }
 
 /// Where the keys of a table stand in the tuples of one origin.

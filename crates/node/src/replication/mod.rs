@@ -23,6 +23,7 @@ mod metrics;
 mod origin;
 pub(crate) mod outcome;
 mod part;
+mod policies;
 pub mod position;
 mod probe;
 mod progress;

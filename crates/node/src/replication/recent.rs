@@ -1,27 +1,27 @@
 //! What is remembered of recent writes on this node: filled by the publisher and the lanes, and from the spools at the
 //! start; forgotten when every member has seen it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use bytes::Bytes;
 use synapsedb_core::change::{Change, OldTuple, Value};
 use synapsedb_core::history::{Commit, Digest, History, KnownWrite, Writer};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::policy::Effect;
 use synapsedb_core::version::{RowVersion, VersionVector};
-use synapsedb_pg::client::Client;
-use synapsedb_pg::pgoutput::{self, Message};
 use tokio::sync::watch;
 
-use super::foreign_keys::{self, Concern, ForeignKeys};
-use super::keys::{self, LocalKeys, RowKeys};
-use super::recheck::{Place, Recheck};
-use super::spool::{Frame, Header, Spool};
+use super::keys::RowKeys;
+use super::recheck::Place;
+use super::spool::Header;
 use super::{Shared, other_members};
+
+mod rebuild;
+
+pub(crate) use rebuild::rebuild;
 
 /// The index of recent writes, and how far the own WAL has been decoded into it.
 pub(crate) struct Recent {
@@ -286,7 +286,9 @@ const FORGOTTEN_AT_ONCE: usize = 1024;
 const FORGETTING_PAUSE: Duration = Duration::from_millis(1);
 
 /// Forgets what every member has seen, unless it is held for somebody; answers up to where everything may be forgotten.
-pub(crate) async fn forget(shared: &Shared, held: bool) -> VersionVector {
+///
+/// `wal_lsn` is where the own WAL ends: what is applied is before that.
+pub(crate) async fn forget(shared: &Shared, held: bool, wal_lsn: Lsn) -> VersionVector {
     let members = other_members(shared);
     // A crash of the server takes back what is not durable, and with it what this node will have seen.
     let applied = shared.applied.durable();
@@ -298,180 +300,14 @@ pub(crate) async fn forget(shared: &Shared, held: bool) -> VersionVector {
     while shared.recent.lock().forget(&stable, FORGOTTEN_AT_ONCE) {
         tokio::time::sleep(FORGETTING_PAUSE).await;
     }
-    shared.metrics.remembered(shared.recent.lock().len());
-    stable
-}
-
-/// Reads what the spools hold of transactions that are local or were applied already, once each in a process; also
-/// those of lives that have ended.
-///
-/// # Errors
-/// A spool cannot be read, or the server cannot be asked for its tables.
-pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<()> {
-    shared.spools.open_ended(&shared.raft.state())?;
-    let mut lives: BTreeMap<NodeId, Vec<(Spool, bool)>> = BTreeMap::new();
-    for ((origin, _), spool) in shared.spools.ended() {
-        lives.entry(origin).or_default().push((spool, true));
-    }
-    for (origin, (_, spool)) in shared.spools.all() {
-        lives.entry(origin).or_default().push((spool, false));
-    }
-    lives.retain(|origin, _| !shared.recent.rebuilt.borrow().contains(origin));
-    if lives.is_empty() {
-        return Ok(());
-    }
-    let client = shared.sql("history").await?;
-    let mut tables = Tables { client, known: HashMap::new() };
-    let decoded = shared.spools.own_vector();
-    // What was written here first: what of the others met it unseen, and was not looked at again, shows then.
-    let here = shared.identity.node;
-    let own = lives.remove_entry(&here);
-    for (origin, lives) in own.into_iter().chain(lives) {
-        let local = origin == here;
-        let through = if local { Lsn(u64::MAX) } else { applied.get(origin) };
-        let decoded = if local { Lsn(u64::MAX) } else { decoded.get(origin) };
-        for (spool, ended) in lives {
-            let part = Part { origin, ended, through, decoded };
-            read_spool(shared, &mut tables, &spool, &part)
-                .await
-                .with_context(|| format!("read the spool of node {origin} for recent writes"))?;
-        }
-        if local {
-            shared.outcomes.filled();
-        }
-        shared.recent.rebuilt.send_modify(|rebuilt| {
-            rebuilt.insert(origin);
-        });
-    }
-    shared.recent.lock().bury_losers();
-    Ok(())
-}
-
-/// What of a spool is read.
-struct Part {
-    origin: NodeId,
-    /// The life has ended: what it had seen says nothing of what the next one writes upon.
-    ended: bool,
-    /// Up to where its transactions are applied here.
-    through: Lsn,
-    /// Up to where they are decoded from the own WAL too.
-    decoded: Lsn,
-}
-
-/// The unique indexes of the local tables, asked for once each.
-struct Tables {
-    client: Client,
-    known: HashMap<(String, String), (LocalKeys, Vec<Concern>)>,
-}
-
-/// What is noted of the rows of a relation.
-struct Noted {
-    keys: Option<RowKeys>,
-    foreign: ForeignKeys,
-}
-
-impl Tables {
-    async fn noted(&mut self, raw: &Bytes) -> Result<Option<Noted>> {
-        let Message::Relation(relation) = pgoutput::decode(raw)? else { return Ok(None) };
-        let name = (relation.schema.clone(), relation.name.clone());
-        if !self.known.contains_key(&name) {
-            let indexes = keys::load(&self.client, &name.0, &name.1).await?;
-            let concerns = foreign_keys::load(&self.client, &name.0, &name.1).await?;
-            self.known.insert(name.clone(), (indexes, concerns));
-        }
-        let (indexes, concerns) = &self.known[&name];
-        let foreign = ForeignKeys::new(&relation, concerns);
-        Ok(Some(Noted { keys: RowKeys::new(&relation, indexes), foreign }))
-    }
-}
-
-async fn read_spool(
-    shared: &Shared,
-    tables: &mut Tables,
-    spool: &Spool,
-    part: &Part,
-) -> Result<()> {
-    let origin = part.origin;
-    let is_own = origin == shared.identity.node && !part.ended;
-    if is_own && spool.first_available() == Lsn::ZERO {
-        shared.outcomes.spool_is_whole();
-    }
-    let mut reader = spool.reader_after(spool.first_available())?;
-    let mut by_raw: HashMap<Bytes, Option<Noted>> = HashMap::new();
-    let mut current: HashMap<u32, Bytes> = HashMap::new();
-    let mut open: Option<Header> = None;
-    while let Some(frame) = reader.try_next()? {
-        if let Some(header) = frame.header() {
-            if header.commit_lsn > part.through {
-                break;
-            }
-            let nothing = VersionVector::new();
-            let seen = if part.ended { &nothing } else { &header.vector };
-            // Only what is one frame can have been in a group.
-            let alone = !frame.is_last();
-            note_commit_of(&mut shared.recent.lock(), origin, &header, seen, alone);
-            current.clear();
-            open = Some(header);
-        }
-        for raw in frame.messages().filter(|raw| raw.first() == Some(&b'R')) {
-            let copy = Bytes::copy_from_slice(&raw);
-            if !by_raw.contains_key(&copy) {
-                by_raw.insert(copy.clone(), tables.noted(&raw).await?);
-            }
-            current.insert(relation_id(&raw), copy);
-        }
-        let Some(header) = &open else { continue };
-        shared.outcomes.reread(&frame, header, is_own);
-        let side = match header.commit_lsn <= part.decoded {
-            true => Side::Known,
-            false => Side::Remote,
-        };
-        let writer = Writer { version: version(origin, header), vector: &header.vector };
-        note_frame(shared, &frame, &writer, side, |relation| {
-            let raw = current.get(&relation)?;
-            Some((raw, by_raw.get(raw)?.as_ref()?))
-        })?;
-    }
-    Ok(())
-}
-
-fn note_frame<'k>(
-    shared: &Shared,
-    frame: &Frame,
-    writer: &Writer<'_>,
-    side: Side,
-    noted: impl Fn(u32) -> Option<(&'k Bytes, &'k Noted)>,
-) -> Result<()> {
-    let mut orphans = Vec::new();
-    let mut beaten = Vec::new();
-    let here = shared.identity.node;
     let mut history = shared.recent.lock();
-    for raw in frame.messages() {
-        let Some((relation, Noted { keys, foreign })) = noted(relation_id(&raw)) else { continue };
-        // Any row that was inserted may have lost to a local delete.
-        let may_have_lost = raw.first() == Some(&b'I') && !history.is_quiet();
-        let keys = keys.as_ref().filter(|keys| may_have_lost || concerns(keys, &raw, side));
-        if keys.is_none() && foreign.is_empty() {
-            continue;
-        }
-        if let Message::Change(change) = pgoutput::decode(&raw)? {
-            if let Some(keys) = keys
-                && note(&mut history, keys, &change, writer, side)
-            {
-                for (version, place) in beaten_by(&history, here, keys, &change, writer) {
-                    let (relation, change) = (relation.clone(), Bytes::copy_from_slice(&raw));
-                    let awaits = VersionVector::new();
-                    beaten.push(Recheck { relation, change, version, place, awaits, tries: 0 });
-                }
-            }
-            // What was not looked up before this start is; what was is in the log already.
-            foreign.note(&mut history, &change, writer, &mut orphans);
-        }
+    if !held {
+        let mut now = applied;
+        now.advance(shared.identity.node, wal_lsn);
+        history.forget_policies(&stable, &now);
     }
-    drop(history);
-    shared.rechecks.look_at(beaten);
-    shared.look_for_orphans(orphans);
-    Ok(())
+    shared.metrics.remembered(history.len());
+    history.but_policies(&stable)
 }
 
 /// The relation of a row change or of a relation message.

@@ -183,7 +183,7 @@ async fn one(shared: &Shared, client: &Client, recheck: &Recheck) -> Result<()> 
     let Message::Relation(relation) = pgoutput::decode(&recheck.relation)? else { return Ok(()) };
     let Message::Change(change) = pgoutput::decode(&recheck.change)? else { return Ok(()) };
     let (schema, name) = (relation.schema.clone(), relation.name.clone());
-    let keys = keys::load(client, &schema, &name).await?;
+    let keys = keys::load(shared, client, &schema, &name).await?;
     let table = &Table { schema, name, keys };
     let indexes = &table.keys.indexes;
     let Some(primary) = indexes.iter().find(|index| index.is_primary) else { return Ok(()) };

@@ -375,7 +375,7 @@ async fn progress(shared: &Shared) -> Result<()> {
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
         // What was put into quarantine is applied: it is seen here before what it met is forgotten.
         let held = quarantine::holds(shared, &client).await?;
-        let stable = trim(shared, held).await?;
+        let stable = trim(shared, held, wal_lsn).await?;
         forget_lives(shared, &client, &stable).await?;
         rewrites::settle(shared, &client, &stable).await?;
     }
@@ -419,9 +419,9 @@ async fn look_at_local(shared: &Shared, client: &client::Client) -> Result<()> {
 
 /// Deletes what every member has applied, unless it is held for the quarantine, and what is beyond the limit. Answers
 /// up to where everything may be forgotten.
-async fn trim(shared: &Shared, held: bool) -> Result<VersionVector> {
+async fn trim(shared: &Shared, held: bool, wal_lsn: Lsn) -> Result<VersionVector> {
     let view = shared.gossip.view();
-    let stable = recent::forget(shared, held).await;
+    let stable = recent::forget(shared, held, wal_lsn).await;
     let members = other_members(shared);
     for (origin, (_, spool)) in shared.spools.all() {
         let mut least =

@@ -8,6 +8,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::binary;
 use crate::conflicts::concurrently;
 
+mod changing;
+
 static CLUSTER: Shared = Shared::new();
 static TURN: Mutex<()> = Mutex::const_new(());
 

@@ -191,7 +191,8 @@ impl Lane<'_> {
         let Some(header) = frame.header().filter(|_| whole && self.begun_any) else {
             return Ok(false);
         };
-        if !matches!(self.delivery(&header), Delivery::Deliver) {
+        // What it had seen may have changed a table just now.
+        if !matches!(self.delivery(&header), Delivery::Deliver) || self.catalog_has_changed() {
             return Ok(false);
         }
         let Some(statements) = self.statements(frame)? else {
@@ -228,7 +229,10 @@ impl Lane<'_> {
         let writer = Writer { version, vector: &header.vector };
         let mut history = self.shared.recent.lock();
         for Statement { plan, change } in statements {
-            let Plan { keys, foreign, .. } = &self.plans[*plan];
+            let Plan { keys, foreign, is_policy, .. } = &self.plans[*plan];
+            if *is_policy {
+                return None;
+            }
             if let Some(keys) = keys
                 && recent::note(&mut history, keys, change, &writer, Side::Remote)
             {

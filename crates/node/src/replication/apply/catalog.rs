@@ -15,7 +15,7 @@ use super::scope::Scope;
 use super::session::{Parameter, Purpose, text};
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::foreign_keys::{Concern, ForeignKeys};
-use crate::replication::keys::{LocalKeys, UniqueIndex};
+use crate::replication::keys::{LocalKeys, UniqueIndex, table_digest};
 
 /// A column that was dropped here.
 struct Dropped {
@@ -96,7 +96,10 @@ impl Lane<'_> {
         let mut plan = Plan::new(number, &described, local, keys, self.check.clone())
             .map_err(|error| self.refuse(error.to_string()))?;
         plan.foreign = ForeignKeys::new(&described, &concerns);
-        plan.scope = self.scope(&described).await?;
+        // What is settled by more than the row that is here is not applied ahead of its turn.
+        if plan.keys.as_ref().is_some_and(|keys| keys.policy().is_none()) {
+            plan.scope = self.scope(&described).await?;
+        }
         self.plans.push(plan);
         // Else the next transaction may need another plan.
         if !dropped.iter().any(|column| is_here(&column.name)) {
@@ -180,7 +183,9 @@ impl Lane<'_> {
         });
         let indexes = indexes.collect::<Result<_>>()?;
         let policy = rows.first().and_then(|row| text(row, 5).ok());
-        Ok(LocalKeys::new(indexes, policy))
+        let table = table_digest(&relation.schema, &relation.name);
+        let history = self.shared.recent.lock();
+        Ok(LocalKeys::new(indexes, policy).changing(history.policy_changes(table)))
     }
 
     async fn scope(&mut self, relation: &Relation) -> Step<Scope> {

@@ -255,6 +255,11 @@ impl Lane<'_> {
         Ok(())
     }
 
+    /// Whether a table or a policy has changed since plans were made anew.
+    pub(super) fn catalog_has_changed(&self) -> bool {
+        self.shared.catalog.load(Ordering::Acquire) != self.catalog
+    }
+
     /// After a change of a table or a policy, by whomever, plans are made anew.
     pub(super) fn notice_change(&mut self) {
         let catalog = self.shared.catalog.load(Ordering::Acquire);
@@ -403,6 +408,8 @@ impl Lane<'_> {
             self.forget_plans().await?;
         }
         self.gate(header).await?;
+        // What it had seen may have changed a table.
+        self.notice_catalog().await?;
         self.begun_any = true;
         self.open = Some(header.commit_lsn);
         self.ddl_tags.clear();

@@ -12,12 +12,13 @@ use super::array::Array;
 use super::check::VersionCheck;
 use super::column::{Column, Local, LocalColumn};
 use super::element::Element;
-use super::scope::{Scope, table_digest};
+use super::scope::Scope;
 use super::session::Parameter;
 use super::shape::Place;
 pub(crate) use super::shape::{RowChange, Shape};
 use crate::replication::foreign_keys::ForeignKeys;
-use crate::replication::keys::{LocalKeys, RowKeys, UniqueIndex};
+use crate::replication::keys::{LocalKeys, RowKeys, UniqueIndex, table_digest};
+use crate::replication::policies::is_policy;
 
 /// The statements for one relation as one origin describes it.
 pub(crate) struct Plan {
@@ -41,8 +42,10 @@ pub(crate) struct Plan {
     pub(super) foreign: ForeignKeys,
     /// How far what is written to the local table reaches.
     pub(super) scope: Scope,
-    /// Its name in write sets.
+    /// What names it in write sets, and among changes of policies.
     pub(super) digest: Digest,
+    /// Whether its rows are the tables' policies.
+    pub(super) is_policy: bool,
 }
 
 impl Plan {
@@ -110,6 +113,7 @@ impl Plan {
             foreign: ForeignKeys::default(),
             scope: Scope::default(),
             digest: table_digest(&relation.schema, &relation.name),
+            is_policy: is_policy(&relation.schema, &relation.name),
             table: quote::qualified(&relation.schema, &relation.name),
             ever,
             columns,

@@ -1,13 +1,11 @@
 //! What the transactions of the spool write, told from their frames.
 
 use synapsedb_core::change::{Change, OldTuple};
-use synapsedb_core::history::Digest;
 use synapsedb_core::writeset::WriteSet;
 use synapsedb_pg::pgoutput::{self, Message};
 
 use super::lane::Lane;
 use super::plan::Plan;
-use crate::replication::keys::Named;
 use crate::replication::outcome;
 use crate::replication::recent::{old_values, relation_id};
 use crate::replication::spool::Frame;
@@ -33,11 +31,6 @@ impl Scope {
             _ => Self::Everything,
         }
     }
-}
-
-/// The name of a table in write sets.
-pub(super) fn table_digest(schema: &str, name: &str) -> Digest {
-    Named::new("table", [schema, name], Vec::new()).digest(&[]).unwrap_or(Digest(0))
 }
 
 /// The row changes of a frame, counted up to `max`.

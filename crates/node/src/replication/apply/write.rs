@@ -114,7 +114,12 @@ impl Lane<'_> {
 
     /// Notes what changes delete and claim. A transaction that must be looked at closely ends here.
     fn note(&mut self, plan: usize, changes: &[Change<'_>]) -> Step<()> {
-        let Plan { keys, foreign, .. } = &self.plans[plan];
+        let Plan { keys, foreign, is_policy, .. } = &self.plans[plan];
+        if *is_policy {
+            return Err(
+                self.refuse("a change of a policy is noted before others see it".to_owned())
+            );
+        }
         let Some(header) = self.header.as_ref().filter(|_| keys.is_some() || !foreign.is_empty())
         else {
             return Ok(());

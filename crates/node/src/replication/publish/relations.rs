@@ -12,6 +12,7 @@ use synapsedb_pg::pgoutput::{self, Message};
 use super::{Open, Publisher};
 use crate::replication::foreign_keys::{self, ForeignKeys};
 use crate::replication::keys::{self, LocalKeys, RowKeys};
+use crate::replication::policies;
 use crate::replication::recent::{self, Side};
 use crate::replication::recheck::{Place, Recheck};
 
@@ -53,7 +54,8 @@ impl Publisher<'_> {
         let client = self.shared.sql("publisher").await?;
         for relation in self.relations.values_mut().filter(|known| known.kind == Kind::Replicated) {
             let Message::Relation(described) = pgoutput::decode(&relation.raw)? else { continue };
-            let local = keys::load(&client, &described.schema, &described.name).await?;
+            let local =
+                keys::load(self.shared, &client, &described.schema, &described.name).await?;
             relation.keys = RowKeys::new(&described, &local);
             let concerns = foreign_keys::load(&client, &described.schema, &described.name).await?;
             relation.foreign = ForeignKeys::new(&described, &concerns);
@@ -77,15 +79,14 @@ impl Publisher<'_> {
         let (local, concerns) = match kind {
             Kind::Replicated => {
                 let client = self.shared.sql("publisher").await?;
-                let local = keys::load(&client, schema, name).await?;
+                let local = keys::load(self.shared, &client, schema, name).await?;
                 (local, foreign_keys::load(&client, schema, name).await?)
             }
             Kind::Internal | Kind::Ddl => (LocalKeys::default(), Vec::new()),
         };
         let keys = RowKeys::new(&relation, &local);
         let foreign = ForeignKeys::new(&relation, &concerns);
-        let is_policy =
-            (relation.schema.as_str(), relation.name.as_str()) == ("synapsedb", "policy");
+        let is_policy = policies::is_policy(&relation.schema, &relation.name);
         let (raw, begun_in) = (body.clone(), (0, false));
         let known = Relation { raw, kind, is_policy, told_in: 0, keys, foreign, begun_in };
         self.relations.insert(relation.id, known);
@@ -116,6 +117,15 @@ impl Publisher<'_> {
         if relation.foreign.has_parents() && relation.begun_in.0 != self.transactions {
             let mut history = self.shared.recent.lock();
             relation.begun_in = (self.transactions, relation.foreign.begin(&mut history, &writer));
+        }
+        if relation.is_policy {
+            let decoded = (pgoutput::decode(&relation.raw)?, pgoutput::decode(body)?);
+            if let (Message::Relation(described), Message::Change(change)) = decoded
+                && let Some(changed) = policies::changed(&described, &change, version)
+            {
+                let table = changed.digest();
+                self.shared.recent.lock().policy_changed(table, changed.change);
+            }
         }
         let keys = relation.keys.as_ref().filter(|keys| recent::concerns(keys, body, Side::Local));
         let foreign =

@@ -66,6 +66,14 @@ create table if not exists synapsedb.policy (
     primary key (schema_name, table_name)
 );
 grant select on synapsedb.policy to public;
+-- A change tells what it was before.
+do $identity$
+begin
+    if (select relreplident from pg_catalog.pg_class where oid = 'synapsedb.policy'::pg_catalog.regclass) <> 'f' then
+        alter table synapsedb.policy replica identity full;
+    end if;
+end
+$identity$;
 
 -- What was settled between concurrent writes on this node: both rows, both writers. Not replicated.
 create table if not exists synapsedb.conflict (

@@ -32,6 +32,7 @@ use super::lane::{Failure, Lane, Step, Stop, UNMET, is_passing};
 use super::plan::Plan;
 use super::session::{Answer, Parameter};
 use crate::replication::ddl::{self, Ddl, PREFIX as DDL_PREFIX};
+use crate::replication::policies;
 use crate::replication::recent::{self, Side, relation_id};
 use crate::replication::spool::{Frame, Header};
 
@@ -116,6 +117,8 @@ impl Lane<'_> {
             };
             let header = frame.header().context("the spool goes on in the middle of something")?;
             self.gate(&header).await?;
+            // What it had seen may have changed a table.
+            self.notice_change();
             let conflicting = std::mem::take(&mut self.conflicting);
             match self.attempt(frame, &header, plans, constraints).await? {
                 Attempt::Applied => {
@@ -183,8 +186,16 @@ impl Lane<'_> {
             }
             frame = self.feed.next().await?;
         }
+        let mut written = self.current.values().filter_map(|(_, plan)| *plan);
+        let changes_policy = written.any(|plan| self.plans[plan].is_policy);
         Ok(match self.close_slowly(header, header.commit_lsn).await? {
-            Ok(_) => Attempt::Applied,
+            Ok(_) => {
+                if changes_policy {
+                    // Before anybody applies what had seen it.
+                    self.shared.catalog_changed();
+                }
+                Attempt::Applied
+            }
             Err(error) => Attempt::Refused(Box::new(error)),
         })
     }
@@ -296,6 +307,7 @@ impl Lane<'_> {
             }
             Message::Change(change) => {
                 let plan = self.plan(change.relation()).await?;
+                self.note_policy(&change)?;
                 self.note_slowly(plan, &change);
                 self.slow_row(plan, &change).await
             }
@@ -310,6 +322,19 @@ impl Lane<'_> {
             | Message::Relation(_)
             | Message::Type { .. } => Ok(()),
         }
+    }
+
+    /// Notes a change of a table's policy.
+    fn note_policy(&self, change: &Change<'_>) -> Settled<()> {
+        let Some((raw, Some(plan))) = self.current.get(&change.relation()) else { return Ok(()) };
+        if self.plans[*plan].is_policy
+            && let Message::Relation(relation) = self.decode(raw)?
+            && let Some(changed) = policies::changed(&relation, change, self.incoming()?)
+        {
+            let table = changed.digest();
+            self.shared.recent.lock().policy_changed(table, changed.change);
+        }
+        Ok(())
     }
 
     fn note_slowly(&self, plan: usize, change: &Change<'_>) {

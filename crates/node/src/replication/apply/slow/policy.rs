@@ -7,7 +7,7 @@ use bytes::Bytes;
 use synapsedb_core::change::{Change, Tuple, Value};
 use synapsedb_core::history::{Digest, KnownWrite};
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::policy::{self, Decision, Policy, TablePolicy};
+use synapsedb_core::policy::{self, Decision, Effect, Epochs, Policy, Ruling, TablePolicy};
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
@@ -40,12 +40,11 @@ impl Lane<'_> {
     pub(super) async fn rule(
         &mut self,
         plan: usize,
-        table: &TablePolicy,
         row: Digest,
         key: &[Value<'_>],
         change: (Option<&[Value<'_>]>, Option<&[Value<'_>]>),
     ) -> Settled<()> {
-        let (old, new) = change;
+        let (_, new) = change;
         let incoming = self.incoming()?;
         // One lane at a time, also where there is no row to be locked.
         let turn = (row.0 as i64).to_string();
@@ -56,12 +55,42 @@ impl Lane<'_> {
         let (own, known) = self.known_writes(plan, row, incoming).await?;
         let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
         let met = others.iter().any(|other| own.as_write().is_concurrent_with(other));
-        let decision = match self.outlived(&others, here.as_ref(), incoming) {
-            true => Decision::Keep,
-            false => policy::decide(&table.policy, table.sums(), &own.as_write(), &others),
+        let (table, decided) = self.ruling(plan, &own.as_write(), &others);
+        let decision = match decided {
+            _ if self.outlived(&others, here.as_ref(), incoming) => Decision::Keep,
+            Some(decision) => decision,
+            // From before the table had any policy.
+            None => {
+                return match new {
+                    Some(new) => self.put(plan, new, verb(own.effect)).await,
+                    None => self.remove(plan, key).await,
+                };
+            }
         };
+        let table = &table;
         let resolution = resolution(&decision, incoming);
         let told = new.unwrap_or(key);
+        self.carry_out(decision, plan, table, (row, key), change, here.as_ref()).await?;
+        if met {
+            let conflict = Conflict::new(kind(&own, &known), resolution).remote(told);
+            let latest = known.last().map(|write| write.version);
+            let conflict = conflict.local(here.as_ref()).deleted(latest).policy(table.to_string());
+            self.log(plan, conflict).await?;
+        }
+        Ok(())
+    }
+
+    /// Does what is decided upon a write.
+    async fn carry_out(
+        &mut self,
+        decision: Decision,
+        plan: usize,
+        table: &TablePolicy,
+        (row, key): (Digest, &[Value<'_>]),
+        (old, new): (Option<&[Value<'_>]>, Option<&[Value<'_>]>),
+        here: Option<&LocalRow>,
+    ) -> Settled<()> {
+        let incoming = self.incoming()?;
         match decision {
             Decision::Keep => {}
             Decision::Take(version) if version == incoming => match new {
@@ -79,7 +108,7 @@ impl Lane<'_> {
             }
             Decision::TakeBut(columns) => {
                 if let Some(new) = new {
-                    self.take_but(plan, row, new, here.as_ref(), columns).await?;
+                    self.take_but(plan, row, new, here, columns).await?;
                 }
             }
             Decision::Add => {
@@ -99,13 +128,25 @@ impl Lane<'_> {
             }
             Decision::Fold(versions) => self.fold(plan, table, row, key, &versions).await?,
         }
-        if met {
-            let conflict = Conflict::new(kind(&own, &known), resolution).remote(told);
-            let latest = known.last().map(|write| write.version);
-            let conflict = conflict.local(here.as_ref()).deleted(latest).policy(table.to_string());
-            self.log(plan, conflict).await?;
-        }
         Ok(())
+    }
+
+    /// By which policy a write is settled, and what that decides; nothing where the row that is here tells it.
+    fn ruling(
+        &self,
+        plan: usize,
+        own: &policy::Write<'_>,
+        others: &[policy::Write<'_>],
+    ) -> (TablePolicy, Option<Decision>) {
+        let described = &self.plans[plan];
+        let now = described.keys.as_ref().and_then(RowKeys::policy).cloned().unwrap_or_default();
+        let unchanged = Epochs::default();
+        let history = self.shared.recent.lock();
+        let epochs = history.policy_changes(described.digest).unwrap_or(&unchanged);
+        match epochs.decide(&now, own, others) {
+            Ruling::By(table, decision) => (table.clone(), Some(decision)),
+            Ruling::Plain => (TablePolicy::default(), None),
+        }
     }
 
     /// Whether a change comes late, when what it met is forgotten, which left a later row: that stays, alike on both
@@ -384,6 +425,14 @@ impl Lane<'_> {
     }
 }
 
+/// What a write does, as a word of the log.
+fn verb(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Insert => "insert",
+        Effect::Update | Effect::Delete => "update",
+    }
+}
+
 fn note_content(
     content: &mut Content,
     change: &Change<'_>,
@@ -428,7 +477,6 @@ fn resolution(decision: &Decision, incoming: RowVersion) -> &'static str {
 }
 
 fn kind(own: &KnownWrite, known: &[KnownWrite]) -> &'static str {
-    use synapsedb_core::policy::Effect;
     let other =
         known.iter().rev().find(|other| own.as_write().is_concurrent_with(&other.as_write()));
     match (own.effect, other.map(|other| other.effect)) {

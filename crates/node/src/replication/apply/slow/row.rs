@@ -8,7 +8,6 @@ use synapsedb_core::conflict::{self, Decision, Facts};
 use synapsedb_core::history::{Digest, Seen};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::policy::TablePolicy;
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::RowVersion;
 
@@ -65,8 +64,8 @@ impl Lane<'_> {
         let Some(keys) = &self.plans[plan].keys else {
             return self.keyless(plan, change).await;
         };
-        if let Some(policy) = keys.policy().cloned() {
-            return self.ruled_row(plan, &policy, change).await;
+        if keys.policy().is_some() {
+            return self.ruled_row(plan, change).await;
         }
         match change {
             Change::Insert { new, .. } => self.put(plan, new, "insert").await,
@@ -87,31 +86,26 @@ impl Lane<'_> {
     }
 
     /// A row of a table with a policy of its own. A change of the key is a delete and an insert.
-    async fn ruled_row(
-        &mut self,
-        plan: usize,
-        policy: &TablePolicy,
-        change: &Change<'_>,
-    ) -> Settled<()> {
+    async fn ruled_row(&mut self, plan: usize, change: &Change<'_>) -> Settled<()> {
         match change {
             Change::Insert { new, .. } => {
                 let row = self.digest(plan, new)?;
-                self.rule(plan, policy, row, new, (None, Some(new))).await
+                self.rule(plan, row, new, (None, Some(new))).await
             }
             Change::Update { old, new, .. } => {
                 let new = &completed(old.as_ref(), new);
                 let (before, row) = (old.as_ref().map(old_values), self.digest(plan, new)?);
                 let left = before.and_then(|before| self.digest(plan, before).ok());
                 if let (Some(before), Some(left)) = (before, left.filter(|left| *left != row)) {
-                    self.rule(plan, policy, left, before, (Some(before), None)).await?;
-                    return self.rule(plan, policy, row, new, (None, Some(new))).await;
+                    self.rule(plan, left, before, (Some(before), None)).await?;
+                    return self.rule(plan, row, new, (None, Some(new))).await;
                 }
-                self.rule(plan, policy, row, new, (before, Some(new))).await
+                self.rule(plan, row, new, (before, Some(new))).await
             }
             Change::Delete { old, .. } => {
                 let old = old_values(old);
                 let row = self.digest(plan, old)?;
-                self.rule(plan, policy, row, old, (Some(old), None)).await
+                self.rule(plan, row, old, (Some(old), None)).await
             }
             Change::Truncate { .. } => Ok(()),
         }
@@ -434,7 +428,7 @@ impl Lane<'_> {
         self.put(plan, &carried, "move").await
     }
 
-    async fn remove(&mut self, plan: usize, old: &[Value<'_>]) -> Settled<()> {
+    pub(super) async fn remove(&mut self, plan: usize, old: &[Value<'_>]) -> Settled<()> {
         let (row, incoming) = (self.digest(plan, old)?, self.incoming()?);
         let Some(here) = self.read_row(plan, old).await? else {
             self.await_decoded().await?;
