@@ -79,7 +79,7 @@ impl LocalKeys {
             tracing::error!("synapsedb.policy: {error}; last_write_wins is used");
             None
         });
-        Self { indexes, policy: policy.filter(|policy| *policy != TablePolicy::default()) }
+        Self { indexes, policy }
     }
 }
 

@@ -130,7 +130,22 @@ pub(crate) fn note(
     side: Side,
 ) -> bool {
     let unseen = keys.policy().is_some() && note_writes(history, keys, change, writer);
-    note_places(history, keys, change, writer, side) || unseen && side == Side::Remote
+    // What was inserted where a local row had gone found nothing there that could tell.
+    let closely = match side {
+        Side::Remote => unseen,
+        Side::Local => unseen && leaves_row(keys, change),
+        Side::Known => false,
+    };
+    note_places(history, keys, change, writer, side) || closely
+}
+
+/// Whether no row is left where the changed one was.
+fn leaves_row(keys: &RowKeys, change: &Change<'_>) -> bool {
+    match change {
+        Change::Delete { .. } => true,
+        Change::Update { old: Some(old), new, .. } => keys.row(old_values(old)) != keys.row(new),
+        Change::Update { old: None, .. } | Change::Insert { .. } | Change::Truncate { .. } => false,
+    }
 }
 
 /// Notes a change of a table with a policy of its own; answers whether a write is known that it had not seen.
@@ -228,6 +243,9 @@ pub(crate) fn unseen_by(
     let mut unseen = VersionVector::new();
     if let Some(left) = old.and_then(|old| keys.row(old_values(old))) {
         unseen.merge(&history.arrivals_before(left, writer.version));
+        for write in history.writes(left).iter().filter(|write| !writer.has_seen(&write.version)) {
+            unseen.advance(write.version.origin, write.version.lsn);
+        }
     }
     if let Some((new, row)) = new.and_then(|new| Some((new, keys.row(new)?))) {
         for value in keys.claims(new) {
@@ -251,7 +269,11 @@ fn beaten_by(
     };
     let (Some(row), incoming) = (keys.row(new), writer.version) else { return Vec::new() };
     let counts = |by: &RowVersion| by.origin == here && *by > incoming && !writer.has_seen(by);
-    let deleted = history.tombstone(row).filter(counts).map(|by| (by, Place::Deleted));
+    // A policy may let an earlier delete stay.
+    let is_ruled = keys.policy().is_some();
+    let may_count =
+        |by: &RowVersion| counts(by) || is_ruled && by.origin == here && !writer.has_seen(by);
+    let deleted = history.tombstone(row).filter(may_count).map(|by| (by, Place::Deleted));
     let taken = keys.claims(new).filter_map(|value| history.taken_by(value, row, incoming));
     let taken = taken.filter(counts).max();
     let taken = taken.map(|by| (by, Place::Beaten(incoming.commit_time)));

@@ -6,6 +6,9 @@
 //! until it could be looked at. What an agent before this one had not looked at shows when the spools are read at the
 //! start.
 //!
+//! In a table with a policy of its own the later write need not stay: there the policy says whether the row goes, which
+//! may also be for an earlier delete.
+//!
 //! Nobody waits for this: an applier that waits for the decoding of the own WAL may have a lock on the very row.
 //!
 //! The session has a replication origin of its own, so that what it deletes is not replicated: every other node decides
@@ -17,8 +20,10 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use synapsedb_core::change::{Column, Relation, Value};
+use synapsedb_core::history::KnownWrite;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
+use synapsedb_core::policy::{Decision, Effect, Epochs, Ruling};
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::client::Client;
@@ -223,6 +228,8 @@ impl Looked<'_> {
         let table = quote::qualified(&relation.schema, &relation.name);
         let key = self.key();
         let version = recheck.version;
+        // Unique values are taken by the later write, whatever the policy.
+        let is_whole_row = indexes.iter().all(|(index, _)| index.is_primary);
         let inherited = client.query(include_str!("sql/inherited.sql"), &[]).await?;
         let boundary = |row: &Row| -> Result<_> {
             Ok((row.get::<_, &str>(0).parse()?, row.get::<_, &str>(1).parse()?))
@@ -238,7 +245,7 @@ impl Looked<'_> {
         for _ in 0..LOOKS_MAX {
             let mut any = false;
             for row in &client.query(&place, &parameters).await? {
-                if self.gives_way(row)? {
+                if self.gives_way(row, is_whole_row)? {
                     any = true;
                     let parts = [
                         ("table", table.clone()),
@@ -307,8 +314,34 @@ impl Looked<'_> {
         primary.flat_map(|index| &index.columns)
     }
 
-    /// Whether a row at the place, as `place.sql` tells it, is of another node and older than the local write.
-    fn gives_way(&self, row: &Row) -> Result<bool> {
+    /// Whether the row at the place goes by the policy of its table, where it has one: whether of all writes on it that
+    /// are known, this delete is what it is.
+    fn is_ruled(&self) -> Option<bool> {
+        let Self { shared, relation, table, recheck, .. } = self;
+        let now = table.keys.policy.as_ref()?;
+        let row = RowKeys::new(relation, &table.keys)?.row(self.row)?;
+        let applied = shared.applied.visible();
+        let here = shared.identity.node;
+        let history = shared.recent.lock();
+        let known = history.writes(row).iter().filter(|write| {
+            let RowVersion { origin, lsn, .. } = write.version;
+            origin == here || applied.get(origin) >= lsn
+        });
+        let (own, others): (Vec<_>, Vec<_>) =
+            known.map(KnownWrite::as_write).partition(|write| write.version == recheck.version);
+        let own = own.first().filter(|own| own.effect == Effect::Delete)?;
+        let unchanged = Epochs::default();
+        let name = keys::table_digest(&relation.schema, &relation.name);
+        let epochs = history.policy_changes(name).unwrap_or(&unchanged);
+        match epochs.decide(now, own, &others) {
+            Ruling::By(_, decision) => Some(decision == Decision::Take(recheck.version)),
+            Ruling::Plain => None,
+        }
+    }
+
+    /// Whether a row at the place, as `place.sql` tells it, is of another node and goes by the policy of its table, or
+    /// is older than the local write.
+    fn gives_way(&self, row: &Row, is_whole_row: bool) -> Result<bool> {
         let recheck = self.recheck;
         let (roident, node): (&str, i32) = (row.get(1), row.get(2));
         let commit_time = Timestamp::from_unix_us(row.get(3));
@@ -320,6 +353,9 @@ impl Looked<'_> {
         let here = recheck.version.origin;
         if roident == "0" && origin == Some(here) {
             return Ok(false);
+        }
+        if let Some(goes) = self.is_ruled().filter(|_| is_whole_row) {
+            return Ok(goes);
         }
         let written = match origin {
             Some(origin) if roident != "0" => {

@@ -13,6 +13,7 @@ use super::lane::{Lane, Step};
 use super::plan::Plan;
 use super::scope::Scope;
 use super::session::{Parameter, Purpose, text};
+use super::slow::Trouble;
 use crate::replication::ddl::{Ddl, PREFIX as DDL_PREFIX};
 use crate::replication::foreign_keys::{Concern, ForeignKeys};
 use crate::replication::keys::{LocalKeys, UniqueIndex, table_digest};
@@ -86,6 +87,14 @@ impl Lane<'_> {
         }
         let number = self.plans.len();
         let keys = self.local_keys(&described).await?;
+        if keys.policy.is_some() && !self.shared.status.has_lost_slot() {
+            // It may have been changed here just now: what had not seen that is settled by the one before.
+            match self.await_decoded().await {
+                Ok(()) => {}
+                Err(Trouble::Stop(stop)) => return Err(stop),
+                Err(Trouble::Row { reason, .. }) => return Err(self.refuse(reason)),
+            }
+        }
         let concerns = self.foreign_keys(&described).await?;
         let dropped = self.dropped_columns(&described).await?;
         let is_here = |name: &str| columns.iter().any(|found| found.name == name);

@@ -37,14 +37,17 @@ pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<
         return Ok(());
     }
     let client = shared.sql("history").await?;
-    let mut tables = Tables { client, known: HashMap::new(), again: false };
+    let mut tables = Tables { client, known: HashMap::new(), again: false, beaten: Vec::new() };
     loop {
         read_lives(shared, applied, &lives, &mut tables).await?;
         if !std::mem::take(&mut tables.again) {
             break;
         }
         tables.known.clear();
+        tables.beaten.clear();
     }
+    // Not before all is known that a policy may look at.
+    shared.rechecks.look_at(tables.beaten);
     if lives.contains_key(&shared.identity.node) {
         shared.outcomes.filled();
     }
@@ -96,6 +99,8 @@ struct Tables {
     known: HashMap<(String, String), (LocalKeys, Vec<Concern>)>,
     /// The policy of a table has changed whose writes were read before as if it had not.
     again: bool,
+    /// What of the others met a local write unseen.
+    beaten: Vec<Recheck>,
 }
 
 /// What is noted of the rows of a relation.
@@ -189,10 +194,11 @@ async fn read_spool(
                 tables.note_policy(shared, relation, &raw, writer.version)?;
             }
         }
-        note_frame(shared, &frame, &writer, side, |relation| {
+        let beaten = note_frame(shared, &frame, &writer, side, |relation| {
             let raw = current.get(&relation)?;
             Some((raw, by_raw.get(raw)?.as_ref()?))
         })?;
+        tables.beaten.extend(beaten);
     }
     Ok(())
 }
@@ -203,7 +209,7 @@ fn note_frame<'k>(
     writer: &Writer<'_>,
     side: Side,
     noted: impl Fn(u32) -> Option<(&'k Bytes, &'k Noted)>,
-) -> Result<()> {
+) -> Result<Vec<Recheck>> {
     let mut orphans = Vec::new();
     let mut beaten = Vec::new();
     let here = shared.identity.node;
@@ -231,7 +237,6 @@ fn note_frame<'k>(
         }
     }
     drop(history);
-    shared.rechecks.look_at(beaten);
     shared.look_for_orphans(orphans);
-    Ok(())
+    Ok(beaten)
 }

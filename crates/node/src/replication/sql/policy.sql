@@ -28,13 +28,9 @@ begin
     elsif not full_rows and described.relreplident = 'f' then
         execute format('alter table %s replica identity default', relation);
     end if;
-    if wanted = 'last_write_wins' then
-        delete from synapsedb.policy p
-            where p.schema_name = described.nspname and p.table_name = described.relname;
-    else
-        insert into synapsedb.policy values (described.nspname, described.relname, wanted)
-            on conflict on constraint policy_pkey do update set policy = excluded.policy;
-    end if;
+    -- Also the default: so a table whose policy was taken back tells that it had one.
+    insert into synapsedb.policy values (described.nspname, described.relname, wanted)
+        on conflict on constraint policy_pkey do update set policy = excluded.policy;
 end
 $policy$;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -72,7 +72,7 @@ async fn a_table_without_a_policy_again_is_settled_by_who_knew() {
 }
 
 /// How long nodes write while the policy changes.
-const TURMOIL: Duration = Duration::from_secs(10);
+const TURMOIL: Duration = Duration::from_secs(12);
 
 const POLICIES: [&str; 6] = [
     "last_write_wins",
@@ -83,13 +83,20 @@ const POLICIES: [&str; 6] = [
     "function(public.greater)",
 ];
 
-/// Writes on a few rows, until it is over.
+/// How many rows are written at a time, and for how long: a row whose last write was concurrent with a change of the
+/// policy is not mended by a later one.
+const ROWS: u64 = 4;
+const ROWS_MS: u64 = 400;
+
+/// Writes on a few rows, always other ones, until it is over.
 async fn write(server: synapsedb_dev::client::Server, seed: u64, over: Arc<AtomicBool>) {
     let mut random = StdRng::seed_from_u64(seed);
     let session = server.session().await;
     session.rows("set lock_timeout = '1s'").await.unwrap();
     while !over.load(Ordering::SeqCst) {
-        let (id, value) = (random.random_range(0..6), random.random_range(0..1000));
+        let since_ms = UNIX_EPOCH.elapsed().unwrap().as_millis() as u64 % 100_000_000;
+        let id = since_ms / ROWS_MS * ROWS + random.random_range(0..2 * ROWS);
+        let value = random.random_range(0..1000);
         let sql = match random.random_range(0..8) {
             0 => {
                 format!("insert into unruly values ({id}, 'new {value}', 0) on conflict do nothing")
@@ -104,13 +111,20 @@ async fn write(server: synapsedb_dev::client::Server, seed: u64, over: Arc<Atomi
     }
 }
 
-/// Changes the policy again and again, now here, now there, and holds agents back so that nodes know different ones.
-async fn turn(cluster: &Cluster, random: &mut StdRng) {
+/// Changes the policy again and again, now here, now there, and holds agents back, or ends them, so that nodes know
+/// different ones.
+async fn turn(cluster: &Cluster, random: &mut StdRng, restarts: bool) {
     let nodes: Vec<&Node> = cluster.nodes().iter().collect();
     let begun = std::time::Instant::now();
     while begun.elapsed() < TURMOIL {
         let [held, setter, other] = [0; 3].map(|_| nodes[random.random_range(0..nodes.len())]);
-        held.pause_agent();
+        // One in four begins again, with what its spools tell.
+        let restarts = restarts && random.random_range(0..4) == 0;
+        if restarts {
+            held.kill_agent();
+        } else {
+            held.pause_agent();
+        }
         for node in [setter, other] {
             let policy = POLICIES[random.random_range(0..POLICIES.len())];
             // What the agent that is held was about to apply holds locks.
@@ -120,14 +134,29 @@ async fn turn(cluster: &Cluster, random: &mut StdRng) {
             let _ = node.server().try_rows(&sql).await;
         }
         tokio::time::sleep(Duration::from_millis(random.random_range(50..400))).await;
-        held.resume();
+        if restarts {
+            held.start();
+        } else {
+            held.resume();
+        }
         tokio::time::sleep(Duration::from_millis(random.random_range(0..300))).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_nodes_agree_while_everybody_writes_and_changes_the_policy() {
+    turmoil(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "one run in ten did not end equal, and why is not known: decision 025"]
+async fn all_nodes_agree_also_when_agents_are_killed_meanwhile() {
+    turmoil(true).await;
+}
+
+async fn turmoil(restarts: bool) {
     let (cluster, _turn) = cluster().await;
+    cluster.node(1).sql("drop table if exists unruly; drop function if exists greater").await;
     cluster
         .node(1)
         .sql(
@@ -145,7 +174,7 @@ async fn all_nodes_agree_while_everybody_writes_and_changes_the_policy() {
         let server = node.server().clone();
         writers.spawn(write(server, seed ^ u64::from(node.number()), over.clone()));
     }
-    turn(&cluster, &mut StdRng::seed_from_u64(seed)).await;
+    turn(&cluster, &mut StdRng::seed_from_u64(seed), restarts).await;
     over.store(true, Ordering::SeqCst);
     writers.join_all().await;
     cluster.assert_equal_rows().await;

@@ -4,6 +4,7 @@
 //! The transaction is still one local transaction with its origin's position and time, so it counts as applied exactly
 //! once, like every other.
 
+mod epochs;
 mod grouped;
 mod keyless;
 mod left_out;

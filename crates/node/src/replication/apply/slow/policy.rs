@@ -7,7 +7,7 @@ use bytes::Bytes;
 use synapsedb_core::change::{Change, Tuple, Value};
 use synapsedb_core::history::{Digest, KnownWrite};
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::policy::{self, Decision, Effect, Epochs, Policy, Ruling, TablePolicy};
+use synapsedb_core::policy::{self, Decision, Effect, Policy, TablePolicy};
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
@@ -129,24 +129,6 @@ impl Lane<'_> {
             Decision::Fold(versions) => self.fold(plan, table, row, key, &versions).await?,
         }
         Ok(())
-    }
-
-    /// By which policy a write is settled, and what that decides; nothing where the row that is here tells it.
-    fn ruling(
-        &self,
-        plan: usize,
-        own: &policy::Write<'_>,
-        others: &[policy::Write<'_>],
-    ) -> (TablePolicy, Option<Decision>) {
-        let described = &self.plans[plan];
-        let now = described.keys.as_ref().and_then(RowKeys::policy).cloned().unwrap_or_default();
-        let unchanged = Epochs::default();
-        let history = self.shared.recent.lock();
-        let epochs = history.policy_changes(described.digest).unwrap_or(&unchanged);
-        match epochs.decide(&now, own, others) {
-            Ruling::By(table, decision) => (table.clone(), Some(decision)),
-            Ruling::Plain => (TablePolicy::default(), None),
-        }
     }
 
     /// Whether a change comes late, when what it met is forgotten, which left a later row: that stays, alike on both

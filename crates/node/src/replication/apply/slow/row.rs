@@ -230,7 +230,7 @@ impl Lane<'_> {
 
     /// Waits until every local delete that can have removed a missing row has been decoded. What is in the WAL but not
     /// on disk is not decoded: a commit of the agent's own takes it there.
-    pub(super) async fn await_decoded(&mut self) -> Settled<()> {
+    pub(in super::super) async fn await_decoded(&mut self) -> Settled<()> {
         let client = match self.flusher.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => self.shared.sql("apply, missing row").await.map_err(anyhow::Error::from)?,
@@ -307,6 +307,7 @@ impl Lane<'_> {
                 Some(_) => {}
                 None => self.await_decoded().await?,
             }
+            self.still_has_no_policy(plan).await?;
             let holds = self.oust(plan, new, incoming).await?;
             let mut facts = self.facts(plan, row, new, here.as_ref());
             facts.taken = facts.taken.max(holds);
@@ -409,6 +410,7 @@ impl Lane<'_> {
     async fn move_row(&mut self, plan: usize, old: &[Value<'_>], new: &[Value<'_>]) -> Settled<()> {
         let incoming = self.incoming()?;
         let before = self.read_row(plan, old).await?;
+        self.still_has_no_policy(plan).await?;
         let newer = |here: &LocalRow| {
             here.concurrent && here.version.is_some_and(|version| version > incoming)
         };
@@ -430,7 +432,9 @@ impl Lane<'_> {
 
     pub(super) async fn remove(&mut self, plan: usize, old: &[Value<'_>]) -> Settled<()> {
         let (row, incoming) = (self.digest(plan, old)?, self.incoming()?);
-        let Some(here) = self.read_row(plan, old).await? else {
+        let here = self.read_row(plan, old).await?;
+        self.still_has_no_policy(plan).await?;
+        let Some(here) = here else {
             self.await_decoded().await?;
             let deleted = self.shared.recent.lock().tombstone(row);
             if self.is_unseen(deleted) {
