@@ -14,6 +14,7 @@
 //! The session has a replication origin of its own, so that what it deletes is not replicated: every other node decides
 //! alike by itself.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use tokio_postgres::types::ToSql;
 use super::apply::inherited::Inherited;
 use super::keys::{self, RowKeys, UniqueIndex};
 use super::recent::old_values;
+use super::task::progress_of;
 use super::writers::{self, Found, Table};
 use super::{Shared, origin, parse_origin_name};
 use crate::tasks::Shutdown;
@@ -84,11 +86,27 @@ pub(crate) struct Recheck {
 pub(crate) struct Rechecks {
     pending: Mutex<Vec<Recheck>>,
     asked: Notify,
+    /// What the spools told at the start has been looked at: until then nothing is forgotten.
+    are_begun: AtomicBool,
+    /// The spools have been read.
+    are_told: AtomicBool,
 }
 
 impl Rechecks {
     fn lock(&self) -> MutexGuard<'_, Vec<Recheck>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The spools have been read at the start; these are to be looked at.
+    pub(crate) fn begin(&self, rechecks: Vec<Recheck>) {
+        self.lock().extend(rechecks);
+        self.are_told.store(true, Ordering::Release);
+        self.asked.notify_one();
+    }
+
+    /// Whether what the spools told at the start has been looked at.
+    pub(crate) fn are_begun(&self) -> bool {
+        self.are_begun.load(Ordering::Acquire)
     }
 
     /// These are to be looked at.
@@ -114,7 +132,11 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             _ = visible.changed(), if !waiting.is_empty() => {}
             () = tokio::time::sleep(RETRY), if !waiting.is_empty() => {}
         }
+        let told = shared.rechecks.are_told.load(Ordering::Acquire);
         waiting.append(&mut shared.rechecks.lock());
+        if told && waiting.is_empty() {
+            shared.rechecks.are_begun.store(true, Ordering::Release);
+        }
         visible.borrow_and_update();
         if !waiting.iter().any(|recheck| is_due(&shared, recheck)) {
             continue;
@@ -123,6 +145,9 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             () = stop.cancelled() => return Ok(()),
             looked = look(&shared, &mut waiting) => looked,
         };
+        if told && waiting.is_empty() {
+            shared.rechecks.are_begun.store(true, Ordering::Release);
+        }
         if let Err(error) = looked {
             tracing::warn!(
                 "a place that a local write has taken cannot be looked at, it is tried again: {error:#}"
@@ -244,8 +269,12 @@ impl Looked<'_> {
         let place = quote::fill(include_str!("sql/place.sql"), &parts);
         for _ in 0..LOOKS_MAX {
             let mut any = false;
-            for row in &client.query(&place, &parameters).await? {
-                if self.gives_way(row, is_whole_row)? {
+            let rows = client.query(&place, &parameters).await?;
+            // What these rows show is among it. At a start the lanes have not told yet how far they are.
+            let (applied, _, _) = progress_of(self.shared, client).await?;
+            let by_policy = self.is_ruled(&applied).filter(|_| is_whole_row);
+            for row in &rows {
+                if self.gives_way(row, by_policy)? {
                     any = true;
                     let parts = [
                         ("table", table.clone()),
@@ -315,12 +344,11 @@ impl Looked<'_> {
     }
 
     /// Whether the row at the place goes by the policy of its table, where it has one: whether of all writes on it that
-    /// are known, this delete is what it is.
-    fn is_ruled(&self) -> Option<bool> {
+    /// are known, this delete is what it is. Where all have seen it, and it is forgotten, it was looked at before.
+    fn is_ruled(&self, applied: &VersionVector) -> Option<bool> {
         let Self { shared, relation, table, recheck, .. } = self;
         let now = table.keys.policy.as_ref()?;
         let row = RowKeys::new(relation, &table.keys)?.row(self.row)?;
-        let applied = shared.applied.visible();
         let here = shared.identity.node;
         let history = shared.recent.lock();
         let known = history.writes(row).iter().filter(|write| {
@@ -329,7 +357,11 @@ impl Looked<'_> {
         });
         let (own, others): (Vec<_>, Vec<_>) =
             known.map(KnownWrite::as_write).partition(|write| write.version == recheck.version);
-        let own = own.first().filter(|own| own.effect == Effect::Delete)?;
+        let Some(own) = own.first().filter(|own| own.effect == Effect::Delete) else {
+            // Or it is from before the table had a policy: then the later write stays.
+            let RowVersion { origin, lsn, .. } = recheck.version;
+            return (!history.remembers(origin, lsn)).then_some(false);
+        };
         let unchanged = Epochs::default();
         let name = keys::table_digest(&relation.schema, &relation.name);
         let epochs = history.policy_changes(name).unwrap_or(&unchanged);
@@ -341,7 +373,7 @@ impl Looked<'_> {
 
     /// Whether a row at the place, as `place.sql` tells it, is of another node and goes by the policy of its table, or
     /// is older than the local write.
-    fn gives_way(&self, row: &Row, is_whole_row: bool) -> Result<bool> {
+    fn gives_way(&self, row: &Row, by_policy: Option<bool>) -> Result<bool> {
         let recheck = self.recheck;
         let (roident, node): (&str, i32) = (row.get(1), row.get(2));
         let commit_time = Timestamp::from_unix_us(row.get(3));
@@ -354,7 +386,7 @@ impl Looked<'_> {
         if roident == "0" && origin == Some(here) {
             return Ok(false);
         }
-        if let Some(goes) = self.is_ruled().filter(|_| is_whole_row) {
+        if let Some(goes) = by_policy {
             return Ok(goes);
         }
         let written = match origin {

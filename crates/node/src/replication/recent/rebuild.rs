@@ -34,6 +34,7 @@ pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<
     }
     lives.retain(|origin, _| !shared.recent.rebuilt.borrow().contains(origin));
     if lives.is_empty() {
+        shared.rechecks.begin(Vec::new());
         return Ok(());
     }
     let client = shared.sql("history").await?;
@@ -47,7 +48,7 @@ pub(crate) async fn rebuild(shared: &Shared, applied: &VersionVector) -> Result<
         tables.beaten.clear();
     }
     // Not before all is known that a policy may look at.
-    shared.rechecks.look_at(tables.beaten);
+    shared.rechecks.begin(tables.beaten);
     if lives.contains_key(&shared.identity.node) {
         shared.outcomes.filled();
     }
