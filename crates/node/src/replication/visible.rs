@@ -62,6 +62,28 @@ impl OwnCommits {
         Ok(())
     }
 
+    /// Whether all commits of this node that the WAL has told of are visible now.
+    ///
+    /// # Errors
+    /// The server cannot be asked.
+    pub(crate) async fn all_visible(&self, shared: &Shared) -> Result<bool> {
+        let Some((last, _)) = self.recent().back().copied() else { return Ok(true) };
+        let mut session = self.session.lock().await;
+        loop {
+            let before = self.recent().len();
+            if session.as_ref().is_none_or(|client| client.is_closed()) {
+                *session = Some(shared.sql("visible").await?);
+            }
+            self.look(session.as_ref().context("the session that was just opened")?).await?;
+            if self.are_visible(last) {
+                return Ok(true);
+            }
+            if self.recent().len() >= before {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Forgets the first commits as far as they are visible now.
     async fn look(&self, client: &Client) -> Result<()> {
         let looked_at: Vec<(Lsn, u32)> = self.recent().iter().take(LOOK_MAX).copied().collect();

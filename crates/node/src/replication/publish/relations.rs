@@ -50,7 +50,11 @@ impl Publisher<'_> {
 
     /// After a change of a table or a policy the keys of the relations are asked for anew.
     pub(super) async fn notice_catalog(&mut self) -> Result<()> {
-        self.catalog = self.shared.catalog.load(Ordering::Acquire);
+        let catalog = self.shared.catalog.load(Ordering::Acquire);
+        // The WAL tells of a commit before anybody sees what it did: then it is asked again at the next transaction.
+        if self.shared.own_commits.all_visible(self.shared).await? {
+            self.catalog = catalog;
+        }
         let client = self.shared.sql("publisher").await?;
         for relation in self.relations.values_mut().filter(|known| known.kind == Kind::Replicated) {
             let Message::Relation(described) = pgoutput::decode(&relation.raw)? else { continue };
