@@ -149,7 +149,7 @@ async fn all_nodes_agree_while_everybody_writes_and_changes_the_policy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "its last failure was mended lately: run by hand until it has passed often (decision 025)"]
+#[ignore = "one run in eight does not end equal within a minute, and why is not known: decision 025"]
 async fn all_nodes_agree_also_when_agents_are_killed_meanwhile() {
     turmoil(true).await;
 }
