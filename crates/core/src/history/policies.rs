@@ -2,7 +2,7 @@
 
 use super::{Digest, History};
 use crate::lsn::Lsn;
-use crate::policy::{Change, Epochs};
+use crate::policy::{Change, Epochs, Ruling, TablePolicy, Write};
 use crate::version::VersionVector;
 
 impl History {
@@ -11,9 +11,23 @@ impl History {
         self.policies.entry(table).or_default().changed(change);
     }
 
-    /// The changes of a table's policy that are remembered: while there are any, all its writes are noted.
-    pub fn policy_changes(&self, table: Digest) -> Option<&Epochs> {
-        self.policies.get(&table)
+    /// Whether a change of a table's policy is remembered: while one is, all its writes are noted.
+    pub fn has_policy_changes(&self, table: Digest) -> bool {
+        self.policies.contains_key(&table)
+    }
+
+    /// Decides upon a write on a row of a table that has the policy `now`: see [`Epochs::decide`].
+    pub fn rule(
+        &self,
+        table: Digest,
+        now: &TablePolicy,
+        incoming: &Write<'_>,
+        known: &[Write<'_>],
+    ) -> Ruling {
+        match self.policies.get(&table) {
+            Some(epochs) => epochs.decide(now, incoming, known),
+            None => Epochs::default().decide(now, incoming, known),
+        }
     }
 
     /// Forgets changes of policies that nothing can come without: see [`Epochs::forget`].

@@ -42,12 +42,12 @@ pub struct Epochs {
 
 /// What is decided upon a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ruling<'e> {
+pub enum Ruling {
     /// It and all others are of a time before any change, when the latest write won and nobody noted them: that is told
     /// by the row that is here.
     Plain,
     /// By this policy.
-    By(&'e TablePolicy, Decision),
+    By(TablePolicy, Decision),
 }
 
 impl Epochs {
@@ -86,24 +86,20 @@ impl Epochs {
     }
 
     /// Decides as [`decide`] does, where `now` is the policy that the table has if no change is remembered.
-    pub fn decide<'e>(
-        &'e self,
-        now: &'e TablePolicy,
-        incoming: &Write<'_>,
-        known: &[Write<'_>],
-    ) -> Ruling<'e> {
+    pub fn decide(&self, now: &TablePolicy, incoming: &Write<'_>, known: &[Write<'_>]) -> Ruling {
         let own = self.epoch(incoming);
         let latest = known.iter().map(|write| self.epoch(write)).fold(own, usize::max);
         let table = self.policy(latest, now);
         if own < latest {
-            return Ruling::By(table, Decision::Keep);
+            return Ruling::By(table.clone(), Decision::Keep);
         }
         if latest == 0 && *table == TablePolicy::default() {
             return Ruling::Plain;
         }
         let counts = known.iter().filter(|write| self.epoch(write) == latest);
         let counts: Vec<Write<'_>> = counts.copied().collect();
-        Ruling::By(table, decide(&table.policy, table.sums(), incoming, &counts))
+        let decision = decide(&table.policy, table.sums(), incoming, &counts);
+        Ruling::By(table.clone(), decision)
     }
 
     /// Forgets a change when every transaction that had not seen it is stable itself. `now` is up to where transactions

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hasher as _};
 use anyhow::{Context as _, Result};
 use synapsedb_core::change::{Relation, Value};
 use synapsedb_core::history::Digest;
-use synapsedb_core::policy::{self, Epochs, TablePolicy};
+use synapsedb_core::policy::{self, TablePolicy};
 use synapsedb_pg::client::Client;
 use synapsedb_pg::quote;
 
@@ -65,8 +65,8 @@ pub(crate) struct LocalKeys {
 
 impl LocalKeys {
     /// The same of a table whose policy has changed lately, if it has.
-    pub(crate) fn changing(mut self, changes: Option<&Epochs>) -> Self {
-        if changes.is_some() {
+    pub(crate) fn changing(mut self, changes: bool) -> Self {
+        if changes {
             self.policy.get_or_insert_default();
         }
         self
@@ -101,7 +101,7 @@ pub(crate) async fn load(
     let policy: Option<&str> = rows.first().and_then(|row| row.get(5));
     let history = shared.recent.lock();
     Ok(LocalKeys::new(indexes, policy)
-        .changing(history.policy_changes(table_digest(schema, table))))
+        .changing(history.has_policy_changes(table_digest(schema, table))))
 }
 
 /// A column of a key: its place in the origin's tuples and its type there.

@@ -1,10 +1,10 @@
 //! Changes of tables' policies, as the stream has them: rows of `synapsedb.policy`.
 
 use synapsedb_core::change::{Change, Relation, Value};
-use synapsedb_core::history::Digest;
 use synapsedb_core::policy::{self, TablePolicy};
 use synapsedb_core::version::RowVersion;
 
+use super::Shared;
 use super::keys::table_digest;
 use super::recent::old_values;
 
@@ -13,26 +13,13 @@ pub(crate) fn is_policy(schema: &str, table: &str) -> bool {
     (schema, table) == ("synapsedb", "policy")
 }
 
-/// Which table's policy a row of `synapsedb.policy` changes, and how.
-pub(crate) struct Changed {
-    pub(crate) schema: String,
-    pub(crate) table: String,
-    pub(crate) change: policy::Change,
-}
-
-impl Changed {
-    /// What names the table.
-    pub(crate) fn digest(&self) -> Digest {
-        table_digest(&self.schema, &self.table)
-    }
-}
-
-/// Reads a change of a row of `synapsedb.policy`; nothing if it names no table.
-pub(crate) fn changed(
+/// Notes a change of a row of `synapsedb.policy`; answers whose policy it is, unless it names no table.
+pub(crate) fn note(
+    shared: &Shared,
     relation: &Relation,
     change: &Change<'_>,
     version: RowVersion,
-) -> Option<Changed> {
+) -> Option<(String, String)> {
     let text = |row: &[Value<'_>], column: &str| -> Option<String> {
         let at = relation.columns.iter().position(|known| known.name == column)?;
         match row.get(at)? {
@@ -50,5 +37,6 @@ pub(crate) fn changed(
     let named = new.or(old)?;
     let (schema, table) = (text(named, "schema_name")?, text(named, "table_name")?);
     let change = policy::Change::new(version, policy(old), policy(new));
-    Some(Changed { schema, table, change })
+    shared.recent.lock().policy_changed(table_digest(&schema, &table), change);
+    Some((schema, table))
 }

@@ -13,7 +13,7 @@ use super::Shared;
 /// The server cannot be reached, or a sequence was locked for too long.
 pub(crate) async fn run(shared: &Shared) -> Result<()> {
     let client = shared.sql("realign").await?;
-    client.batch_execute(include_str!("sql/realign_session.sql")).await?;
+    client.batch_execute(include_str!("sql/probe_session.sql")).await?;
     let realign = client.prepare("select synapsedb.realign_sequences()").await?;
     let every = Duration::from_millis(shared.config.probe_interval_ms.max(10));
     let mut due = tokio::time::interval(every);

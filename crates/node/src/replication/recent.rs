@@ -141,11 +141,8 @@ pub(crate) fn note(
 
 /// Whether no row is left where the changed one was.
 fn leaves_row(keys: &RowKeys, change: &Change<'_>) -> bool {
-    match change {
-        Change::Delete { .. } => true,
-        Change::Update { old: Some(old), new, .. } => keys.row(old_values(old)) != keys.row(new),
-        Change::Update { old: None, .. } | Change::Insert { .. } | Change::Truncate { .. } => false,
-    }
+    let (old, new) = change.rows();
+    old.is_some_and(|old| new.is_none_or(|new| keys.row(old_values(old)) != keys.row(new)))
 }
 
 /// Notes a change of a table with a policy of its own; answers whether a write is known that it had not seen.

@@ -24,7 +24,7 @@ use synapsedb_core::change::{Column, Relation, Value};
 use synapsedb_core::history::KnownWrite;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::policy::{Decision, Effect, Epochs, Ruling};
+use synapsedb_core::policy::{Decision, Effect, Ruling, TablePolicy};
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::client::Client;
@@ -134,16 +134,13 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
         }
         let told = shared.rechecks.are_told.load(Ordering::Acquire);
         waiting.append(&mut shared.rechecks.lock());
-        if told && waiting.is_empty() {
-            shared.rechecks.are_begun.store(true, Ordering::Release);
-        }
         visible.borrow_and_update();
-        if !waiting.iter().any(|recheck| is_due(&shared, recheck)) {
-            continue;
-        }
-        let looked = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            looked = look(&shared, &mut waiting) => looked,
+        let looked = match waiting.iter().any(|recheck| is_due(&shared, recheck)) {
+            true => tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                looked = look(&shared, &mut waiting) => looked,
+            },
+            false => Ok(()),
         };
         if told && waiting.is_empty() {
             shared.rechecks.are_begun.store(true, Ordering::Release);
@@ -270,9 +267,7 @@ impl Looked<'_> {
         for _ in 0..LOOKS_MAX {
             let mut any = false;
             let rows = client.query(&place, &parameters).await?;
-            // What these rows show is among it. At a start the lanes have not told yet how far they are.
-            let (applied, _, _) = progress_of(self.shared, client).await?;
-            let by_policy = self.is_ruled(&applied).filter(|_| is_whole_row);
+            let by_policy = if is_whole_row { self.is_ruled().await? } else { None };
             for row in &rows {
                 if self.gives_way(row, by_policy)? {
                     any = true;
@@ -345,9 +340,15 @@ impl Looked<'_> {
 
     /// Whether the row at the place goes by the policy of its table, where it has one: whether of all writes on it that
     /// are known, this delete is what it is. Where all have seen it, and it is forgotten, it was looked at before.
-    fn is_ruled(&self, applied: &VersionVector) -> Option<bool> {
+    async fn is_ruled(&self) -> Result<Option<bool>> {
+        let Some(now) = self.table.keys.policy.as_ref() else { return Ok(None) };
+        // What the rows show is among it. At a start the lanes have not told yet how far they are.
+        let (applied, _, _) = progress_of(self.shared, self.client).await?;
+        Ok(self.is_ruled_by(now, &applied))
+    }
+
+    fn is_ruled_by(&self, now: &TablePolicy, applied: &VersionVector) -> Option<bool> {
         let Self { shared, relation, table, recheck, .. } = self;
-        let now = table.keys.policy.as_ref()?;
         let row = RowKeys::new(relation, &table.keys)?.row(self.row)?;
         let here = shared.identity.node;
         let history = shared.recent.lock();
@@ -362,10 +363,8 @@ impl Looked<'_> {
             let RowVersion { origin, lsn, .. } = recheck.version;
             return (!history.remembers(origin, lsn)).then_some(false);
         };
-        let unchanged = Epochs::default();
         let name = keys::table_digest(&relation.schema, &relation.name);
-        let epochs = history.policy_changes(name).unwrap_or(&unchanged);
-        match epochs.decide(now, own, &others) {
+        match history.rule(name, now, own, &others) {
             Ruling::By(_, decision) => Some(decision == Decision::Take(recheck.version)),
             Ruling::Plain => None,
         }

@@ -209,5 +209,5 @@ fn a_change_is_forgotten_when_no_transaction_without_it_can_meet_another() {
     else {
         panic!("the policy that the table has counts");
     };
-    assert_eq!(*policy, first);
+    assert_eq!(policy, first);
 }

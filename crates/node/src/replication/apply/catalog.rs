@@ -194,7 +194,7 @@ impl Lane<'_> {
         let policy = rows.first().and_then(|row| text(row, 5).ok());
         let table = table_digest(&relation.schema, &relation.name);
         let history = self.shared.recent.lock();
-        Ok(LocalKeys::new(indexes, policy).changing(history.policy_changes(table)))
+        Ok(LocalKeys::new(indexes, policy).changing(history.has_policy_changes(table)))
     }
 
     async fn scope(&mut self, relation: &Relation) -> Step<Scope> {

@@ -124,11 +124,8 @@ impl Publisher<'_> {
         }
         if relation.is_policy {
             let decoded = (pgoutput::decode(&relation.raw)?, pgoutput::decode(body)?);
-            if let (Message::Relation(described), Message::Change(change)) = decoded
-                && let Some(changed) = policies::changed(&described, &change, version)
-            {
-                let table = changed.digest();
-                self.shared.recent.lock().policy_changed(table, changed.change);
+            if let (Message::Relation(described), Message::Change(change)) = decoded {
+                policies::note(self.shared, &described, &change, version);
             }
         }
         let keys = relation.keys.as_ref().filter(|keys| recent::concerns(keys, body, Side::Local));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use synapsedb_core::change::Relation;
 use synapsedb_core::history::Writer;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
@@ -108,6 +109,8 @@ struct Tables {
 struct Noted {
     keys: Option<RowKeys>,
     foreign: ForeignKeys,
+    /// The relation, if its rows are the tables' policies.
+    policies: Option<Relation>,
 }
 
 impl Tables {
@@ -121,28 +124,22 @@ impl Tables {
         }
         let (indexes, concerns) = &self.known[&name];
         let foreign = ForeignKeys::new(&relation, concerns);
-        Ok(Some(Noted { keys: RowKeys::new(&relation, indexes), foreign }))
+        let keys = RowKeys::new(&relation, indexes);
+        let policies = policies::is_policy(&name.0, &name.1).then_some(relation);
+        Ok(Some(Noted { keys, foreign, policies }))
     }
-}
 
-impl Tables {
     /// Notes a change of a table's policy.
     fn note_policy(
         &mut self,
         shared: &Shared,
-        relation: &Bytes,
+        relation: &Relation,
         raw: &Bytes,
         version: RowVersion,
     ) -> Result<()> {
-        let Message::Relation(relation) = pgoutput::decode(relation)? else { return Ok(()) };
-        if !policies::is_policy(&relation.schema, &relation.name) {
-            return Ok(());
-        }
         let Message::Change(change) = pgoutput::decode(raw)? else { return Ok(()) };
-        let Some(changed) = policies::changed(&relation, &change, version) else { return Ok(()) };
-        let table = changed.digest();
-        shared.recent.lock().policy_changed(table, changed.change);
-        let known = self.known.get(&(changed.schema, changed.table));
+        let table = policies::note(shared, relation, &change, version);
+        let known = table.and_then(|table| self.known.get(&table));
         self.again |= known.is_some_and(|(keys, _)| keys.policy.is_none());
         Ok(())
     }
@@ -190,15 +187,18 @@ async fn read_spool(
             false => Side::Remote,
         };
         let writer = Writer { version: version(origin, header), vector: &header.vector };
-        for raw in frame.messages().filter(|raw| matches!(raw.first(), Some(b'I' | b'U' | b'D'))) {
-            if let Some(relation) = current.get(&relation_id(&raw)) {
+        let noted = |relation: u32| {
+            let raw = current.get(&relation)?;
+            Some((raw, by_raw.get(raw)?.as_ref()?))
+        };
+        let is_row = |raw: &Bytes| matches!(raw.first(), Some(b'I' | b'U' | b'D'));
+        for raw in frame.messages().filter(is_row) {
+            let noted = noted(relation_id(&raw)).and_then(|(_, noted)| noted.policies.as_ref());
+            if let Some(relation) = noted {
                 tables.note_policy(shared, relation, &raw, writer.version)?;
             }
         }
-        let beaten = note_frame(shared, &frame, &writer, side, |relation| {
-            let raw = current.get(&relation)?;
-            Some((raw, by_raw.get(raw)?.as_ref()?))
-        })?;
+        let beaten = note_frame(shared, &frame, &writer, side, noted)?;
         tables.beaten.extend(beaten);
     }
     Ok(())
@@ -216,7 +216,9 @@ fn note_frame<'k>(
     let here = shared.identity.node;
     let mut history = shared.recent.lock();
     for raw in frame.messages() {
-        let Some((relation, Noted { keys, foreign })) = noted(relation_id(&raw)) else { continue };
+        let Some((relation, Noted { keys, foreign, .. })) = noted(relation_id(&raw)) else {
+            continue;
+        };
         // Any row that was inserted may have lost to a local delete.
         let may_have_lost = raw.first() == Some(&b'I') && !history.is_quiet();
         let keys = keys.as_ref().filter(|keys| may_have_lost || concerns(keys, &raw, side));

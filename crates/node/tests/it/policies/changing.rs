@@ -143,20 +143,13 @@ async fn turn(cluster: &Cluster, random: &mut StdRng, restarts: bool) {
     }
 }
 
+/// With this in the environment agents are killed as well: decision 025 says how that ends.
+const KILLS: &str = "SYNAPSEDB_TEST_KILLS";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn all_nodes_agree_while_everybody_writes_and_changes_the_policy() {
-    turmoil(false).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "one run in eight does not end equal within a minute, and why is not known: decision 025"]
-async fn all_nodes_agree_also_when_agents_are_killed_meanwhile() {
-    turmoil(true).await;
-}
-
-async fn turmoil(restarts: bool) {
     let (cluster, _turn) = cluster().await;
-    cluster.node(1).sql("drop table if exists unruly; drop function if exists greater").await;
+    let restarts = std::env::var_os(KILLS).is_some();
     cluster
         .node(1)
         .sql(

@@ -330,10 +330,8 @@ impl Lane<'_> {
         let Some((raw, Some(plan))) = self.current.get(&change.relation()) else { return Ok(()) };
         if self.plans[*plan].is_policy
             && let Message::Relation(relation) = self.decode(raw)?
-            && let Some(changed) = policies::changed(&relation, change, self.incoming()?)
         {
-            let table = changed.digest();
-            self.shared.recent.lock().policy_changed(table, changed.change);
+            policies::note(self.shared, &relation, change, self.incoming()?);
         }
         Ok(())
     }

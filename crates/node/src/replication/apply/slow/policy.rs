@@ -7,14 +7,14 @@ use bytes::Bytes;
 use synapsedb_core::change::{Change, Tuple, Value};
 use synapsedb_core::history::{Digest, KnownWrite};
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::policy::{self, Decision, Effect, Policy, TablePolicy};
+use synapsedb_core::policy::{self, Decision, Effect, Policy, Ruling, TablePolicy};
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::pgoutput::{self, Message};
 use synapsedb_pg::quote;
 
 use super::super::column::Column;
 use super::super::lane::Lane;
-use super::super::plan::parameter;
+use super::super::plan::{Plan, parameter};
 use super::super::session::Parameter;
 use super::log::Conflict;
 use super::row::{LocalRow, filled};
@@ -55,12 +55,14 @@ impl Lane<'_> {
         let (own, known) = self.known_writes(plan, row, incoming).await?;
         let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
         let met = others.iter().any(|other| own.as_write().is_concurrent_with(other));
-        let (table, decided) = self.ruling(plan, &own.as_write(), &others);
-        let decision = match decided {
-            _ if self.outlived(&others, here.as_ref(), incoming) => Decision::Keep,
-            Some(decision) => decision,
+        let Plan { keys, digest, .. } = &self.plans[plan];
+        let now = keys.as_ref().and_then(RowKeys::policy).cloned().unwrap_or_default();
+        let ruling = self.shared.recent.lock().rule(*digest, &now, &own.as_write(), &others);
+        let (table, decision) = match ruling {
+            _ if self.outlived(&others, here.as_ref(), incoming) => (now, Decision::Keep),
+            Ruling::By(table, decision) => (table, decision),
             // From before the table had any policy.
-            None => {
+            Ruling::Plain => {
                 return match new {
                     Some(new) => self.put(plan, new, verb(own.effect)).await,
                     None => self.remove(plan, key).await,

@@ -140,15 +140,9 @@ impl Lane<'_> {
 
 /// Whether a change writes a row, or moves it away.
 fn concerns(keys: &RowKeys, change: &Change<'_>, row: Digest) -> bool {
-    let is = |values: &[Value<'_>]| keys.row(values) == Some(row);
-    match change {
-        Change::Insert { new, .. } => is(new),
-        Change::Update { old, new, .. } => {
-            is(new) || old.as_ref().is_some_and(|old| is(old_values(old)))
-        }
-        Change::Delete { old, .. } => is(old_values(old)),
-        Change::Truncate { .. } => false,
-    }
+    let (old, new) = change.rows();
+    let mut rows = old.map(old_values).into_iter().chain(new.map(Vec::as_slice));
+    rows.any(|values| keys.row(values) == Some(row))
 }
 
 fn describe_change(change: &Change<'_>, relation: Option<&Relation>, described: &mut Described) {
