@@ -562,6 +562,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_after_others_have_come_is_not_forgotten_with_what_was_written_alone() {
+        let mut history = History::new(10);
+        history.committed(node(1), commit(5, 50), &vector(&[]));
+        let stable = history.stable(node(1), &vector(&[]), std::iter::empty());
+        assert_eq!(stable.get(node(1)), Lsn(5), "nobody else is there");
+        history.forget(&stable, usize::MAX);
+        history.committed(node(1), commit(6, 60), &vector(&[]));
+        history.deleted(ROW, version(1, 6, 60));
+        // While a change waits in quarantine, only what was forgotten before is.
+        let forgotten = history.forgotten().clone();
+        history.forget(&forgotten, usize::MAX);
+        assert!(history.tombstone(ROW).is_some() && history.remembers(node(1), Lsn(6)));
+    }
+
+    #[test]
     fn a_delete_is_remembered_until_nobody_can_have_missed_it() {
         let mut history = History::new(10);
         assert!(!history.deleted(ROW, version(1, 5, 50)));

@@ -37,10 +37,15 @@ impl History {
                 .filter(|member| *member != origin)
                 .map(|member| self.seen.get(&member).unwrap_or(&nothing).get(origin));
             let here = (origin != here).then(|| applied.get(origin));
-            // Where nobody else is, nobody can write concurrently.
-            seen.chain(here).min().unwrap_or(Lsn(u64::MAX))
+            // Where nobody else is, nobody can write concurrently; but somebody may come before the next write.
+            seen.chain(here).min().unwrap_or_else(|| self.known_through(origin))
         };
         origins.into_iter().map(|origin| (origin, least(origin))).collect()
+    }
+
+    /// The last commit of `origin` that is known.
+    fn known_through(&self, origin: NodeId) -> Lsn {
+        self.commits.get(&origin).and_then(VecDeque::back).map_or(Lsn::ZERO, |last| last.lsn)
     }
 
     /// What of `stable` may be forgotten: everything that committed before the first transaction which is not stable.

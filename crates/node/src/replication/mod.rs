@@ -349,6 +349,11 @@ pub(crate) fn parse_origin_name(name: &str) -> Option<(NodeId, Incarnation)> {
     Some((node.parse().ok()?, Incarnation(incarnation.parse().ok()?)))
 }
 
+/// Whether this node knows the cluster that it is a member of: before that, whoever else is a member.
+pub(crate) fn knows_members(shared: &Shared) -> bool {
+    shared.raft.state().present().any(|(node, _)| node == shared.identity.node)
+}
+
 /// The members of the cluster but this one, also those that join or leave, with the life of their data.
 pub(crate) fn other_members(shared: &Shared) -> BTreeMap<NodeId, Incarnation> {
     let state = shared.raft.state();

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::keys::RowKeys;
 use super::recheck::Place;
 use super::spool::Header;
-use super::{Shared, other_members};
+use super::{Shared, knows_members, other_members};
 
 mod rebuild;
 
@@ -308,6 +308,7 @@ const FORGETTING_PAUSE: Duration = Duration::from_millis(1);
 ///
 /// `wal_lsn` is where the own WAL ends: what is applied is before that.
 pub(crate) async fn forget(shared: &Shared, held: bool, wal_lsn: Lsn) -> VersionVector {
+    let held = held || !knows_members(shared);
     let members = other_members(shared);
     // A crash of the server takes back what is not durable, and with it what this node will have seen.
     let applied = shared.applied.durable();
