@@ -91,12 +91,15 @@ pub struct KnownWrite {
     pub effect: Effect,
     /// The columns that were changed.
     pub changed: BTreeSet<u16>,
+    /// Whether it was decided upon with what was known then, or is of this node: a write that becomes known after that,
+    /// and had not seen it, does not count yet.
+    pub settled: bool,
 }
 
 impl KnownWrite {
     /// The write as policies look at it.
     pub fn as_write(&self) -> Write<'_> {
-        let Self { version, vector, effect, changed } = self;
+        let Self { version, vector, effect, changed, settled: _ } = self;
         Write { version: *version, seen: vector, effect: *effect, changed }
     }
 }
@@ -358,6 +361,21 @@ impl History {
         unseen
     }
 
+    /// A write on a row of a table with a policy of its own is decided upon with what is known now, or is still to be.
+    pub fn set_settled(&mut self, row: Digest, version: RowVersion, settled: bool) {
+        let writes = self.writes.get_mut(&row).into_iter().flatten();
+        for write in writes.filter(|write| write.version == version) {
+            write.settled = settled;
+        }
+    }
+
+    /// Whether a write on a row of a table with a policy of its own was decided upon without this one, which had not
+    /// seen it.
+    pub fn missed(&self, row: Digest, writer: &Writer<'_>) -> bool {
+        let mut writes = self.writes(row).iter();
+        writes.any(|known| known.settled && !writer.has_seen(&known.version))
+    }
+
     /// The writes on a row of a table with a policy of its own that are remembered, earliest first.
     pub fn writes(&self, row: Digest) -> &[KnownWrite] {
         self.writes.get(&row).map(Vec::as_slice).unwrap_or_default()
@@ -574,6 +592,25 @@ mod tests {
         let forgotten = history.forgotten().clone();
         history.forget(&forgotten, usize::MAX);
         assert!(history.tombstone(ROW).is_some() && history.remembers(node(1), Lsn(6)));
+    }
+
+    #[test]
+    fn a_write_that_becomes_known_after_another_was_decided_upon_was_missed() {
+        let mut history = History::new(10);
+        let unaware = vector(&[]);
+        let wrote = |history: &mut History, origin: u16, lsn: u64, vector: &VersionVector| {
+            let (effect, changed) = (Effect::Insert, BTreeSet::new());
+            let (version, vector) = (version(origin, lsn, 50), vector.clone());
+            history.wrote(ROW, KnownWrite { version, vector, effect, changed, settled: true })
+        };
+        let local = Writer { version: version(1, 5, 60), vector: &unaware };
+        assert!(!wrote(&mut history, 2, 7, &unaware));
+        assert!(history.missed(ROW, &local) && !history.missed(OTHER, &local));
+        history.set_settled(ROW, version(2, 7, 50), false);
+        assert!(!history.missed(ROW, &local), "it will be decided upon with both");
+        history.set_settled(ROW, version(2, 7, 50), true);
+        let aware = vector(&[(2, 7)]);
+        assert!(!history.missed(ROW, &Writer { version: local.version, vector: &aware }));
     }
 
     #[test]

@@ -129,11 +129,15 @@ pub(crate) fn note(
     writer: &Writer<'_>,
     side: Side,
 ) -> bool {
-    let unseen = keys.policy().is_some() && note_writes(history, keys, change, writer);
-    // What was inserted where a local row had gone found nothing there that could tell.
+    let unseen = keys.policy().is_some() && note_writes(history, keys, change, writer, side);
+    // What was inserted where a local row had gone found nothing there that could tell, and what removed a row whose
+    // place a local one took meanwhile did not know that.
     let closely = match side {
         Side::Remote => unseen,
-        Side::Local => unseen && leaves_row(keys, change),
+        Side::Local => {
+            let made = || made_row(keys, change).is_some_and(|row| history.missed(row, writer));
+            unseen && (leaves_row(keys, change) || made())
+        }
         Side::Known => false,
     };
     note_places(history, keys, change, writer, side) || closely
@@ -145,17 +149,35 @@ fn leaves_row(keys: &RowKeys, change: &Change<'_>) -> bool {
     old.is_some_and(|old| new.is_none_or(|new| keys.row(old_values(old)) != keys.row(new)))
 }
 
+/// The row that was not there before a change.
+pub(crate) fn made_row(keys: &RowKeys, change: &Change<'_>) -> Option<Digest> {
+    match change {
+        Change::Insert { new, .. } => keys.row(new),
+        Change::Update { old: Some(old), new, .. } => {
+            let row = keys.row(new);
+            row.filter(|_| keys.row(old_values(old)) != row)
+        }
+        Change::Update { old: None, .. } | Change::Delete { .. } | Change::Truncate { .. } => None,
+    }
+}
+
 /// Notes a change of a table with a policy of its own; answers whether a write is known that it had not seen.
 fn note_writes(
     history: &mut History,
     keys: &RowKeys,
     change: &Change<'_>,
     writer: &Writer<'_>,
+    side: Side,
 ) -> bool {
     let mut wrote = |row: Option<Digest>, effect: Effect, changed: BTreeSet<u16>| {
-        let write =
-            KnownWrite { version: writer.version, vector: writer.vector.clone(), effect, changed };
-        row.is_some_and(|row| history.wrote(row, write))
+        let (version, vector) = (writer.version, writer.vector.clone());
+        let write = KnownWrite { version, vector, effect, changed, settled: true };
+        let Some(row) = row else { return false };
+        let unseen = history.wrote(row, write);
+        if unseen && side == Side::Remote {
+            history.set_settled(row, version, false);
+        }
+        unseen
     };
     match change {
         Change::Insert { new, .. } => wrote(keys.row(new), Effect::Insert, keys.changed(None, new)),
@@ -252,9 +274,43 @@ pub(crate) fn unseen_by(
     unseen
 }
 
+/// The writes of node `here` beside which a remote change is to be looked at again at the start: see [`taken_from`] and
+/// [`made_beside`].
+fn beaten_by(
+    history: &History,
+    here: NodeId,
+    keys: &RowKeys,
+    change: &Change<'_>,
+    writer: &Writer<'_>,
+) -> Vec<(RowVersion, Place)> {
+    let mut beaten = taken_from(history, here, keys, change, writer);
+    beaten.extend(made_beside(history, here, keys, change, writer));
+    beaten
+}
+
+/// The writes of node `here` that made rows which a remote change had not seen, in a table with a policy of its own.
+fn made_beside(
+    history: &History,
+    here: NodeId,
+    keys: &RowKeys,
+    change: &Change<'_>,
+    writer: &Writer<'_>,
+) -> Vec<(RowVersion, Place)> {
+    let (old, new) = change.rows();
+    let old = old.and_then(|old| keys.row(old_values(old)));
+    let new = new.and_then(|new| keys.row(new));
+    let rows = old.filter(|old| Some(*old) != new).into_iter().chain(new);
+    let made = |write: &&KnownWrite| {
+        let KnownWrite { version, effect, .. } = write;
+        version.origin == here && *effect == Effect::Insert && !writer.has_seen(version)
+    };
+    let writes = rows.flat_map(|row| history.writes(row).iter().filter(made));
+    writes.map(|write| (write.version, Place::Made)).collect()
+}
+
 /// The writes of node `here` that take the place or a unique value from what a remote change writes, unseen by it: the
 /// latest of each kind.
-fn beaten_by(
+fn taken_from(
     history: &History,
     here: NodeId,
     keys: &RowKeys,

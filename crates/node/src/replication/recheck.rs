@@ -6,8 +6,8 @@
 //! until it could be looked at. What an agent before this one had not looked at shows when the spools are read at the
 //! start.
 //!
-//! In a table with a policy of its own the later write need not stay: there the policy says whether the row goes, which
-//! may also be for an earlier delete.
+//! In a table with a policy of its own the later write need not stay: there a lane decides upon the local write by the
+//! policy, as if it came last. That is also for a local row which was made where a remote write had left none.
 //!
 //! Nobody waits for this: an applier that waits for the decoding of the own WAL may have a lock on the very row.
 //!
@@ -21,10 +21,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use synapsedb_core::change::{Column, Relation, Value};
-use synapsedb_core::history::KnownWrite;
+use synapsedb_core::history::Digest;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
-use synapsedb_core::policy::{Decision, Effect, Ruling, TablePolicy};
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::client::Client;
@@ -36,10 +35,10 @@ use tokio_postgres::types::ToSql;
 
 use super::apply::inherited::Inherited;
 use super::keys::{self, RowKeys, UniqueIndex};
+use super::quarantine::retries::{Asked, LocalWrite};
 use super::recent::old_values;
-use super::task::progress_of;
 use super::writers::{self, Found, Table};
-use super::{Shared, origin, parse_origin_name};
+use super::{Shared, origin, other_members, parse_origin_name};
 use crate::tasks::Shutdown;
 
 /// Whoever has it in its session is not seen by the publisher.
@@ -50,6 +49,8 @@ const TRIES_MAX: u32 = 50;
 const LOOKS_MAX: usize = 8;
 /// How often a row is tried in vain before that is told: somebody may have it locked.
 const TRIES_UNTOLD_MAX: u32 = 50;
+/// How long a lane may take to decide by a policy: it does so between two transactions.
+const RULED_WITHIN: Duration = Duration::from_secs(1);
 /// The wait before what could not be looked at is tried again: a row may be locked for long.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -60,6 +61,8 @@ pub(crate) enum Place {
     Winner,
     /// Of the remote change whose row the local write has deleted: what is older there gives way.
     Deleted,
+    /// Of the remote change beside whose row the local write has made one, in a table with a policy of its own.
+    Made,
     /// Of the remote change from whose row the local write has taken a unique value. It gives way as that change, of
     /// this commit time, has written it: a later one has its own values.
     Beaten(Timestamp),
@@ -177,7 +180,15 @@ async fn look(shared: &Shared, waiting: &mut Vec<Recheck>) -> Result<()> {
         }
         shared.own_commits.wait_visible(shared, recheck.version.lsn).await?;
         match one(shared, &client, recheck).await {
-            Ok(()) => drop(waiting.swap_remove(at)),
+            Ok(Looked::At) => drop(waiting.swap_remove(at)),
+            Ok(Looked::NotYet(reason)) => {
+                recheck.tries += 1;
+                if recheck.tries == TRIES_UNTOLD_MAX {
+                    let what = "what a policy makes of a local write cannot be decided yet";
+                    tracing::warn!("{what}, it is tried until it can: {reason}");
+                }
+                at += 1;
+            }
             Err(error) => match refused(&error) {
                 None => return Err(error.context("look again at where a local write was")),
                 // The table or a column is gone, or of another type, and the place with it.
@@ -206,31 +217,117 @@ fn refused(error: &anyhow::Error) -> Option<&str> {
     Some(error.as_db_error()?.code().code())
 }
 
-async fn one(shared: &Shared, client: &Client, recheck: &Recheck) -> Result<()> {
-    let Message::Relation(relation) = pgoutput::decode(&recheck.relation)? else { return Ok(()) };
-    let Message::Change(change) = pgoutput::decode(&recheck.change)? else { return Ok(()) };
+/// What came of a look.
+enum Looked {
+    /// It was looked at.
+    At,
+    /// Nobody could, and why.
+    NotYet(String),
+}
+
+async fn one(shared: &Shared, client: &Client, recheck: &Recheck) -> Result<Looked> {
+    let Message::Relation(relation) = pgoutput::decode(&recheck.relation)? else {
+        return Ok(Looked::At);
+    };
+    let Message::Change(change) = pgoutput::decode(&recheck.change)? else {
+        return Ok(Looked::At);
+    };
     let (schema, name) = (relation.schema.clone(), relation.name.clone());
     let keys = keys::load(shared, client, &schema, &name).await?;
     let table = &Table { schema, name, keys };
     let indexes = &table.keys.indexes;
-    let Some(primary) = indexes.iter().find(|index| index.is_primary) else { return Ok(()) };
+    let Some(primary) = indexes.iter().find(|index| index.is_primary) else {
+        return Ok(Looked::At);
+    };
     let (old, new) = change.rows();
-    let place = |row| Looked { shared, client, relation: &relation, table, recheck, row };
-    if let (Place::Winner, Some(old)) = (recheck.place, old) {
-        place(old_values(old)).older_goes(&[(primary, true)]).await?;
+    let (old, new) = (old.map(old_values), new.map(Vec::as_slice));
+    let place = |row| LookedAt { shared, client, relation: &relation, table, recheck, row };
+    let settled_by = match recheck.place {
+        Place::Winner | Place::Made => settled_by(shared, &relation, table, recheck, &[old, new]),
+        Place::Deleted | Place::Beaten(_) => settled_by(shared, &relation, table, recheck, &[new]),
+    };
+    let mut looked = Looked::At;
+    match (settled_by, recheck.place) {
+        (By::Policy, _) => looked = rule(shared, recheck).await,
+        (By::Nothing, _) | (By::Time, Place::Made) => {}
+        (By::Time, Place::Winner) => {
+            if let Some(old) = old {
+                place(old).older_goes(&[(primary, true)]).await?;
+            }
+        }
+        (By::Time, Place::Deleted | Place::Beaten(_)) => {
+            if let Some(new) = new {
+                place(new).older_goes(&[(primary, true)]).await?;
+            }
+        }
     }
-    let Some(new) = new else { return Ok(()) };
-    if recheck.place != Place::Winner {
-        return place(new).older_goes(&[(primary, true)]).await;
+    if let (Place::Winner, Some(new)) = (recheck.place, new) {
+        // Unique values are taken by the later write, whatever the policy.
+        for index in indexes.iter().filter(|index| !index.is_primary) {
+            place(new).older_goes(&[(index, true), (primary, false)]).await?;
+        }
     }
-    for index in indexes.iter().filter(|index| !index.is_primary) {
-        place(new).older_goes(&[(index, true), (primary, false)]).await?;
+    Ok(looked)
+}
+
+/// What says which write stays.
+enum By {
+    /// The commit times: the table has no policy, or the write is from before it had one.
+    Time,
+    /// The policy of the table.
+    Policy,
+    /// The write is forgotten, since all have seen it: it was looked at before.
+    Nothing,
+}
+
+fn settled_by(
+    shared: &Shared,
+    relation: &Relation,
+    table: &Table,
+    recheck: &Recheck,
+    rows: &[Option<&[Value<'_>]>],
+) -> By {
+    if table.keys.policy.is_none() {
+        return By::Time;
     }
-    Ok(())
+    let Some(keys) = RowKeys::new(relation, &table.keys) else { return By::Time };
+    let history = shared.recent.lock();
+    let mut rows = rows.iter().flatten().filter_map(|row| keys.row(row));
+    let is_noted = |row: Digest| {
+        let mut writes = history.writes(row).iter();
+        writes.any(|write| write.version == recheck.version)
+    };
+    let RowVersion { origin, lsn, .. } = recheck.version;
+    match (rows.any(is_noted), history.remembers(origin, lsn)) {
+        (true, _) => By::Policy,
+        (false, true) => By::Time,
+        (false, false) => By::Nothing,
+    }
+}
+
+/// A lane decides upon the local write by the policy: it has what that needs.
+async fn rule(shared: &Shared, recheck: &Recheck) -> Looked {
+    if other_members(shared).is_empty() {
+        // Nobody else has the row.
+        return Looked::At;
+    }
+    let here = shared.identity.node;
+    let asked = Asked::Local(LocalWrite {
+        lsn: recheck.version.lsn,
+        relation: recheck.relation.clone(),
+        change: recheck.change.clone(),
+        is_of_other: recheck.place != Place::Winner,
+    });
+    match tokio::time::timeout(RULED_WITHIN, shared.retries.ask(here, here, asked)).await {
+        Ok(Ok(Ok(()))) => Looked::At,
+        Ok(Ok(Err(reason))) => Looked::NotYet(reason),
+        Ok(Err(_)) => Looked::NotYet("the applier was started anew meanwhile".to_owned()),
+        Err(_) => Looked::NotYet("all appliers are busy".to_owned()),
+    }
 }
 
 /// A row whose place is looked at.
-struct Looked<'r> {
+struct LookedAt<'r> {
     shared: &'r Shared,
     client: &'r Client,
     relation: &'r Relation,
@@ -239,7 +336,7 @@ struct Looked<'r> {
     row: &'r [Value<'r>],
 }
 
-impl Looked<'_> {
+impl LookedAt<'_> {
     /// Deletes the remote row that has the values of the row in each of the indexes, or has not, and is older than the
     /// local write.
     async fn older_goes(&self, indexes: &[(&UniqueIndex, bool)]) -> Result<()> {
@@ -250,8 +347,6 @@ impl Looked<'_> {
         let table = quote::qualified(&relation.schema, &relation.name);
         let key = self.key();
         let version = recheck.version;
-        // Unique values are taken by the later write, whatever the policy.
-        let is_whole_row = indexes.iter().all(|(index, _)| index.is_primary);
         let inherited = client.query(include_str!("sql/inherited.sql"), &[]).await?;
         let boundary = |row: &Row| -> Result<_> {
             Ok((row.get::<_, &str>(0).parse()?, row.get::<_, &str>(1).parse()?))
@@ -267,9 +362,8 @@ impl Looked<'_> {
         for _ in 0..LOOKS_MAX {
             let mut any = false;
             let rows = client.query(&place, &parameters).await?;
-            let by_policy = if is_whole_row { self.is_ruled().await? } else { None };
             for row in &rows {
-                if self.gives_way(row, by_policy)? {
+                if self.gives_way(row)? {
                     any = true;
                     let parts = [
                         ("table", table.clone()),
@@ -338,41 +432,8 @@ impl Looked<'_> {
         primary.flat_map(|index| &index.columns)
     }
 
-    /// Whether the row at the place goes by the policy of its table, where it has one: whether of all writes on it that
-    /// are known, this delete is what it is. Where all have seen it, and it is forgotten, it was looked at before.
-    async fn is_ruled(&self) -> Result<Option<bool>> {
-        let Some(now) = self.table.keys.policy.as_ref() else { return Ok(None) };
-        // What the rows show is among it. At a start the lanes have not told yet how far they are.
-        let (applied, _, _) = progress_of(self.shared, self.client).await?;
-        Ok(self.is_ruled_by(now, &applied))
-    }
-
-    fn is_ruled_by(&self, now: &TablePolicy, applied: &VersionVector) -> Option<bool> {
-        let Self { shared, relation, table, recheck, .. } = self;
-        let row = RowKeys::new(relation, &table.keys)?.row(self.row)?;
-        let here = shared.identity.node;
-        let history = shared.recent.lock();
-        let known = history.writes(row).iter().filter(|write| {
-            let RowVersion { origin, lsn, .. } = write.version;
-            origin == here || applied.get(origin) >= lsn
-        });
-        let (own, others): (Vec<_>, Vec<_>) =
-            known.map(KnownWrite::as_write).partition(|write| write.version == recheck.version);
-        let Some(own) = own.first().filter(|own| own.effect == Effect::Delete) else {
-            // Or it is from before the table had a policy: then the later write stays.
-            let RowVersion { origin, lsn, .. } = recheck.version;
-            return (!history.remembers(origin, lsn)).then_some(false);
-        };
-        let name = keys::table_digest(&relation.schema, &relation.name);
-        match history.rule(name, now, own, &others) {
-            Ruling::By(_, decision) => Some(decision == Decision::Take(recheck.version)),
-            Ruling::Plain => None,
-        }
-    }
-
-    /// Whether a row at the place, as `place.sql` tells it, is of another node and goes by the policy of its table, or
-    /// is older than the local write.
-    fn gives_way(&self, row: &Row, by_policy: Option<bool>) -> Result<bool> {
+    /// Whether a row at the place, as `place.sql` tells it, is of another node and older than the local write.
+    fn gives_way(&self, row: &Row) -> Result<bool> {
         let recheck = self.recheck;
         let (roident, node): (&str, i32) = (row.get(1), row.get(2));
         let commit_time = Timestamp::from_unix_us(row.get(3));
@@ -384,9 +445,6 @@ impl Looked<'_> {
         let here = recheck.version.origin;
         if roident == "0" && origin == Some(here) {
             return Ok(false);
-        }
-        if let Some(goes) = by_policy {
-            return Ok(goes);
         }
         let written = match origin {
             Some(origin) if roident != "0" => {

@@ -42,7 +42,7 @@ async fn cluster() -> (impl std::ops::Deref<Target = Cluster>, MutexGuard<'stati
 }
 
 /// Runs statements on this node only.
-async fn only_here(node: &Node, sql: &str) {
+pub(crate) async fn only_here(node: &Node, sql: &str) {
     node.agent_server().sql(&format!("set session_replication_role = replica; {sql}")).await;
 }
 
@@ -89,7 +89,7 @@ async fn quarantined(node: &Node, expected: &[&str]) {
 }
 
 /// Tries everything again that a node has in quarantine, oldest first.
-async fn retry_all(cluster: &Cluster, node: &Node) {
+pub(crate) async fn retry_all(cluster: &Cluster, node: &Node) {
     for id in node.rows("select id from synapsedb.quarantine order by id").await {
         let id = format!("{}/{id}", node.number());
         let (code, text, error) = crate::repl::run(cluster, &["repl", "retry"], &[&id]);

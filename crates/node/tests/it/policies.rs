@@ -9,6 +9,7 @@ use crate::binary;
 use crate::conflicts::concurrently;
 
 mod changing;
+mod window;
 
 static CLUSTER: Shared = Shared::new();
 static TURN: Mutex<()> = Mutex::const_new(());

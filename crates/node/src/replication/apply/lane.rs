@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
+use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::schedule::Worker;
 use synapsedb_pg::client::Client;
@@ -55,10 +56,12 @@ pub(super) const STATEMENTS: [(&str, &str); 11] = [
     ("keeps_waiting", include_str!("../sql/keeps_waiting.sql")),
 ];
 
-/// A transaction that is opened once more, for a change of it that comes out of the quarantine: later ones of its
-/// origin are here.
+/// A transaction that is opened once more, for a change of it that comes out of the quarantine, or is looked at again:
+/// later ones of its origin are here.
 #[derive(Clone, Copy)]
 pub(super) struct Late {
+    /// Whose transaction it is: of the lane's origin, or of this node.
+    pub(super) origin: NodeId,
     /// Whether what the change met may be forgotten.
     pub(super) forgotten: bool,
 }

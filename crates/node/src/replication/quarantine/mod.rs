@@ -11,6 +11,7 @@ use synapsedb_pg::client::Client;
 
 use super::Shared;
 use api::QuarantinedBody;
+use retries::Asked;
 
 /// How many are shown when nobody says how many.
 const LIMIT: u32 = 100;
@@ -90,7 +91,8 @@ pub(crate) async fn retry(shared: &Shared, id: i64) -> Result<Retried> {
     let Some(row) = client.query_opt(sql, &[&id]).await? else { return Ok(Retried::Unknown) };
     let origin = u16::try_from(row.get::<_, i32>(0)).ok().and_then(NodeId::new);
     let origin = origin.context("its origin is no node of this cluster")?;
-    let answer = tokio::time::timeout(RETRY_LIMIT, shared.retries.ask(origin, id)).await;
+    let asked = shared.retries.ask(shared.identity.node, origin, Asked::Quarantined(id));
+    let answer = tokio::time::timeout(RETRY_LIMIT, asked).await;
     let answer = answer.with_context(|| {
         format!("the lane of node {origin} is busy or does not run: try again later, nothing was changed")
     })?;

@@ -227,7 +227,7 @@ fn note_frame<'k>(
         }
         if let Message::Change(change) = pgoutput::decode(&raw)? {
             if let Some(keys) = keys
-                && note(&mut history, keys, &change, writer, side)
+                && (note(&mut history, keys, &change, writer, side) || keys.policy().is_some())
             {
                 for (version, place) in beaten_by(&history, here, keys, &change, writer) {
                     let (relation, change) = (relation.clone(), Bytes::copy_from_slice(&raw));

@@ -1,6 +1,6 @@
 //! A table is given a policy while its rows are written.
 
-use super::super::lane::{Lane, UNMET};
+use super::super::lane::Lane;
 use super::super::session::Parameter;
 use super::{Settled, Trouble, column};
 
@@ -16,10 +16,7 @@ impl Lane<'_> {
         let parameters = table.each_ref().map(|name| Parameter::Text(name));
         let answer = self.ask(include_str!("../../sql/any_policy.sql"), &parameters).await?;
         match answer.rows.first().map(|row| column(row, 0)).transpose()? {
-            Some("true") => Err(Trouble::Row {
-                reason: "the table has been given a policy just now".to_owned(),
-                sqlstate: Some(UNMET.to_owned()),
-            }),
+            Some("true") => Err(Trouble::unmet("the table has been given a policy just now")),
             _ => Ok(()),
         }
     }

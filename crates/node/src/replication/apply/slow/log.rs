@@ -87,7 +87,7 @@ impl Lane<'_> {
         let vector = serde_json::to_string(&header.vector).unwrap_or_else(|_| "{}".to_owned());
         let (lsn, time) = (header.commit_lsn.to_string(), sql_time(header.commit_time));
         let (origin, local_node) =
-            (self.source.origin.to_string(), conflict.local.map(|local| local.origin.to_string()));
+            (self.writer().to_string(), conflict.local.map(|local| local.origin.to_string()));
         let local_lsn = conflict.local.map(|local| local.lsn.to_string());
         let local_time = conflict.local.map(|local| sql_time(local.commit_time));
         let texts = [

@@ -8,6 +8,7 @@ mod epochs;
 mod grouped;
 mod keyless;
 mod left_out;
+mod local;
 mod log;
 mod policy;
 mod quarantine;
@@ -53,6 +54,11 @@ pub(super) enum Trouble {
 impl Trouble {
     pub(super) fn row(reason: impl Into<String>) -> Self {
         Self::Row { reason: reason.into(), sqlstate: None }
+    }
+
+    /// The local row is not as it was when the change was decided upon: its transaction begins anew.
+    fn unmet(reason: impl Into<String>) -> Self {
+        Self::Row { reason: reason.into(), sqlstate: Some(UNMET.to_owned()) }
     }
 }
 
@@ -221,8 +227,10 @@ impl Lane<'_> {
             Constraints::Deferred => "set constraints all deferred",
             Constraints::Immediate => "set constraints all immediate",
         };
-        recent::note_commit(&mut self.shared.recent.lock(), self.source.origin, header, true);
-        self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
+        if self.late.is_none() {
+            recent::note_commit(&mut self.shared.recent.lock(), self.source.origin, header, true);
+            self.shared.status.sent(self.source.origin, header.commit_lsn, header.commit_time);
+        }
         self.open = Some(header.commit_lsn);
         self.header = Some(header.clone());
         self.ddl_tags.clear();
@@ -288,16 +296,27 @@ impl Lane<'_> {
                 return Ok(false);
             }
             Err(Trouble::Row { reason, sqlstate }) => {
-                let unprepared = self.session.reset().await?;
-                for statement in &unprepared {
-                    self.plans.iter_mut().for_each(|plan| plan.forget(statement));
-                }
-                self.must("rollback to savepoint change", &[]).await?;
-                self.quarantine(raw, position, &reason, sqlstate.as_deref()).await?;
+                self.put_aside(raw, position, &reason, sqlstate.as_deref()).await?;
             }
         }
         self.session.queue("release savepoint change", &[])?;
         Ok(true)
+    }
+
+    /// Takes back to its savepoint what a change did before it failed, and puts it into the quarantine.
+    async fn put_aside(
+        &mut self,
+        raw: &Bytes,
+        position: u32,
+        reason: &str,
+        sqlstate: Option<&str>,
+    ) -> Step<()> {
+        let unprepared = self.session.reset().await?;
+        for statement in &unprepared {
+            self.plans.iter_mut().for_each(|plan| plan.forget(statement));
+        }
+        self.must("rollback to savepoint change", &[]).await?;
+        self.quarantine(raw, position, reason, sqlstate).await
     }
 
     async fn change(&mut self, raw: &Bytes) -> Settled<()> {
@@ -339,7 +358,7 @@ impl Lane<'_> {
     fn note_slowly(&self, plan: usize, change: &Change<'_>) {
         let Plan { keys, foreign, .. } = &self.plans[plan];
         let Some(header) = &self.header else { return };
-        let version = recent::version(self.source.origin, header);
+        let version = recent::version(self.writer(), header);
         let writer = Writer { version, vector: &header.vector };
         let mut history = self.shared.recent.lock();
         if let Some(keys) = keys {

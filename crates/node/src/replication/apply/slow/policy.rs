@@ -25,12 +25,12 @@ use crate::replication::recent::{old_values, relation_id};
 
 /// A row before and after a write, in the order of the plan; `None` where there is none.
 #[derive(Default)]
-struct Content {
+pub(super) struct Content {
     old: Option<Vec<Option<Bytes>>>,
-    new: Option<Vec<Option<Bytes>>>,
+    pub(super) new: Option<Vec<Option<Bytes>>>,
 }
 
-fn tuple(values: &[Option<Bytes>]) -> Tuple<'_> {
+pub(super) fn tuple(values: &[Option<Bytes>]) -> Tuple<'_> {
     values.iter().map(|value| value.as_deref().map_or(Value::Null, Value::Text)).collect()
 }
 
@@ -96,12 +96,12 @@ impl Lane<'_> {
         match decision {
             Decision::Keep => {}
             Decision::Take(version) if version == incoming => match new {
-                Some(new) => self.write_ruled(plan, new).await?,
+                Some(new) => self.write_ruled(plan, new, here.is_some()).await?,
                 None => self.delete_here(plan, key).await?,
             },
             Decision::Take(version) => {
                 let content = self.content(plan, row, version).await?;
-                self.write_content(plan, key, content.new.as_deref()).await?;
+                self.write_content(plan, key, content.new.as_deref(), here.is_some()).await?;
             }
             Decision::SetColumns(columns) => {
                 if let (Some(new), true) = (new, here.is_some()) {
@@ -120,7 +120,7 @@ impl Lane<'_> {
             }
             Decision::TakeAndAdd(updates) => {
                 let Some(new) = new else { return Ok(()) };
-                self.write_ruled(plan, new).await?;
+                self.write_ruled(plan, new, here.is_some()).await?;
                 for version in updates {
                     let content = self.content(plan, row, version).await?;
                     if let (Some(old), Some(changed)) = (&content.old, &content.new) {
@@ -128,7 +128,9 @@ impl Lane<'_> {
                     }
                 }
             }
-            Decision::Fold(versions) => self.fold(plan, table, row, key, &versions).await?,
+            Decision::Fold(versions) => {
+                self.fold(plan, table, (row, key), &versions, here.is_some()).await?;
+            }
         }
         Ok(())
     }
@@ -152,7 +154,11 @@ impl Lane<'_> {
         row: Digest,
         incoming: RowVersion,
     ) -> Settled<(KnownWrite, Vec<KnownWrite>)> {
-        let writes = self.shared.recent.lock().writes(row).to_vec();
+        let writes = {
+            let mut history = self.shared.recent.lock();
+            history.set_settled(row, incoming, true);
+            history.writes(row).to_vec()
+        };
         let applied = self.applied_now().await?;
         let (mut own, mut known): (Vec<_>, Vec<_>) =
             writes.into_iter().partition(|write| write.version == incoming);
@@ -213,7 +219,7 @@ impl Lane<'_> {
                 merged[*place] = from[*place];
             }
         }
-        self.write_ruled(plan, &merged).await
+        self.write_ruled(plan, &merged, here.is_some()).await
     }
 
     fn place(&self, plan: usize, number: u16) -> Option<usize> {
@@ -294,9 +300,10 @@ impl Lane<'_> {
         plan: usize,
         key: &[Value<'_>],
         content: Option<&[Option<Bytes>]>,
+        was_here: bool,
     ) -> Settled<()> {
         match content {
-            Some(values) => self.write_ruled(plan, &tuple(values)).await,
+            Some(values) => self.write_ruled(plan, &tuple(values), was_here).await,
             None => self.delete_here(plan, key).await,
         }
     }
@@ -306,9 +313,9 @@ impl Lane<'_> {
         &mut self,
         plan: usize,
         table: &TablePolicy,
-        row: Digest,
-        key: &[Value<'_>],
+        (row, key): (Digest, &[Value<'_>]),
         versions: &[RowVersion],
+        was_here: bool,
     ) -> Settled<()> {
         let Policy::Function(function) = &table.policy else { return Ok(()) };
         let (schema, name) = (self.plans[plan].schema.clone(), self.plans[plan].name.clone());
@@ -339,7 +346,7 @@ impl Lane<'_> {
         }
         let Some(folded) = folded else { return self.delete_here(plan, key).await };
         let values = self.columns_of(plan, &folded).await?;
-        self.write_ruled(plan, &filled(&tuple(&values), key)).await
+        self.write_ruled(plan, &filled(&tuple(&values), key), was_here).await
     }
 
     /// The columns of a JSON object as texts, in the order of the plan.
@@ -356,7 +363,12 @@ impl Lane<'_> {
     }
 
     /// What a remembered write left of a row, as its origin's spool has it.
-    async fn content(&mut self, plan: usize, row: Digest, version: RowVersion) -> Settled<Content> {
+    pub(super) async fn content(
+        &mut self,
+        plan: usize,
+        row: Digest,
+        version: RowVersion,
+    ) -> Settled<Content> {
         let gone = || {
             Trouble::Stop(super::super::lane::Stop::Broken(anyhow!(
                 "transaction {} of node {} is not in the spool, though it is remembered",

@@ -42,8 +42,11 @@ impl Lane<'_> {
         let described = self.describe(raw)?;
         let header = self.header.as_ref().context("no transaction is open")?;
         let (lsn, time) = (header.commit_lsn.to_string(), sql_time(header.commit_time));
-        let (origin, incarnation) =
-            (self.source.origin.to_string(), self.source.incarnation.to_string());
+        let life = match self.writer() == self.source.origin {
+            true => self.source.incarnation,
+            false => self.shared.identity.incarnation,
+        };
+        let (origin, incarnation) = (self.writer().to_string(), life.to_string());
         let position = position.to_string();
         let table = described.table.as_ref();
         let mut parameters: Vec<Parameter<'_>> = [
@@ -74,7 +77,7 @@ impl Lane<'_> {
             })));
         }
         let name = table.map_or("?".to_owned(), |(schema, name)| format!("{schema}.{name}"));
-        tracing::error!(origin = %self.source.origin, lsn = %lsn, table = %name,
+        tracing::error!(origin = %self.writer(), lsn = %lsn, table = %name,
             "a change ({}) cannot be applied here and was put into quarantine, the stream goes on: {reason}. \
              See `synapsedb repl quarantine`, mend the cause, then `synapsedb repl retry`", described.kind);
         self.shared.metrics.quarantined_rows.inc();

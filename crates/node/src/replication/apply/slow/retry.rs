@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
+use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::time::Timestamp;
 use synapsedb_core::version::{RowVersion, VersionVector};
@@ -10,14 +11,17 @@ use synapsedb_core::version::{RowVersion, VersionVector};
 use super::super::lane::{Lane, Late, Step, Stop};
 use super::super::session::{Parameter, text};
 use super::{Constraints, Settled, Trouble};
-use crate::replication::quarantine::retries::Retry;
+use crate::replication::quarantine::retries::{Asked, Retry};
 use crate::replication::recent::relation_id;
 use crate::replication::spool::Header;
 
 impl Lane<'_> {
     /// Tries a change again, between two transactions.
     pub(in super::super) async fn retry(&mut self, retry: Retry) -> Step<()> {
-        let done = self.retry_change(retry.id).await;
+        let done = match &retry.asked {
+            Asked::Quarantined(id) => self.retry_change(*id, retry.origin).await,
+            Asked::Local(write) => self.look_again(write).await,
+        };
         (self.open, self.late) = (None, None);
         self.current.clear();
         let answer = match done {
@@ -25,10 +29,12 @@ impl Lane<'_> {
             Err(Trouble::Row { reason, .. }) => {
                 self.session.reset().await?;
                 self.must("rollback", &[]).await?;
-                let id = retry.id.to_string();
-                let parameters =
-                    [Parameter::Text(id.as_bytes()), Parameter::Text(reason.as_bytes())];
-                self.must(include_str!("../../sql/note_retry.sql"), &parameters).await?;
+                if let Asked::Quarantined(id) = retry.asked {
+                    let id = id.to_string();
+                    let parameters =
+                        [Parameter::Text(id.as_bytes()), Parameter::Text(reason.as_bytes())];
+                    self.must(include_str!("../../sql/note_retry.sql"), &parameters).await?;
+                }
                 Err(reason)
             }
             Err(Trouble::Stop(stop)) => {
@@ -60,20 +66,24 @@ impl Lane<'_> {
     }
 
     /// The header of a transaction, if everything is remembered that it may have met.
-    async fn remembered(&self, commit_lsn: Lsn) -> anyhow::Result<Option<Header>> {
-        let origin = self.source.origin;
+    pub(super) async fn remembered(
+        &self,
+        origin: NodeId,
+        commit_lsn: Lsn,
+    ) -> anyhow::Result<Option<Header>> {
         self.shared.recent.wait_rebuilt(origin).await?;
         if !self.shared.recent.lock().remembers(origin, commit_lsn) {
             return Ok(None);
         }
-        let mut reader = self.source.spool.reader_after(Lsn(commit_lsn.0.saturating_sub(1)))?;
+        let (_, spool) = self.shared.spools.get(origin).context("its spool is not open")?;
+        let mut reader = spool.reader_after(Lsn(commit_lsn.0.saturating_sub(1)))?;
         let header = reader.try_next()?.and_then(|frame| frame.header());
         Ok(header.filter(|header| header.commit_lsn == commit_lsn))
     }
 
-    async fn retry_change(&mut self, id: i64) -> Settled<()> {
-        let (id, origin) = (id.to_string(), self.source.origin.to_string());
-        let parameters = [Parameter::Text(id.as_bytes()), Parameter::Text(origin.as_bytes())];
+    async fn retry_change(&mut self, id: i64, origin: NodeId) -> Settled<()> {
+        let (id, of) = (id.to_string(), origin.to_string());
+        let parameters = [Parameter::Text(id.as_bytes()), Parameter::Text(of.as_bytes())];
         let found = self.ask(include_str!("../../sql/quarantined.sql"), &parameters).await?;
         let row = found.rows.first().ok_or_else(|| Trouble::row("it is not in quarantine"))?;
         let bytes = |at: usize| text(row, at).and_then(from_hex);
@@ -81,21 +91,33 @@ impl Lane<'_> {
         let commit_lsn: Lsn = text(row, 2)?.parse().map_err(anyhow::Error::from)?;
         let unix_us: i64 = text(row, 3)?.parse().map_err(anyhow::Error::from)?;
         let commit_time = Timestamp::from_unix_us(unix_us);
-        let remembered = self.remembered(commit_lsn).await?;
-        self.late = Some(Late { forgotten: remembered.is_none() });
+        let remembered = self.remembered(origin, commit_lsn).await?;
+        self.late = Some(Late { origin, forgotten: remembered.is_none() });
         // Of what is forgotten nothing is known to have been seen: whatever is newer stays.
         let forgotten = Header { commit_lsn, commit_time, xid: 0, vector: VersionVector::new() };
         let header = remembered.unwrap_or(forgotten);
         self.open_slowly(&header, Constraints::Immediate).await?;
+        self.name(relation);
+        self.ask("savepoint change", &[]).await?;
+        match origin == self.source.origin {
+            true => self.change(&message).await?,
+            false => self.rule_local(&message, false).await?,
+        }
+        self.ask(include_str!("../../sql/unquarantine.sql"), &parameters[..1]).await?;
+        self.close_late(&header).await
+    }
+
+    /// The open transaction names a relation.
+    pub(super) fn name(&mut self, relation: Bytes) {
         if !relation.is_empty() {
             let plan = self.known.get(&relation).copied();
             self.current.insert(relation_id(&relation), (relation, plan));
         }
-        self.ask("savepoint change", &[]).await?;
-        self.change(&message).await?;
-        self.ask(include_str!("../../sql/unquarantine.sql"), &parameters[..1]).await?;
-        // The origin is where it was.
-        let closed = self.close_slowly(&header, self.sent).await?;
+    }
+
+    /// Commits a transaction that comes late: the origin is where it was.
+    pub(super) async fn close_late(&mut self, header: &Header) -> Settled<()> {
+        let closed = self.close_slowly(header, self.sent).await?;
         closed.map_err(|error| Trouble::row(error.to_string()))?;
         self.own = self.sent;
         Ok(())

@@ -57,7 +57,12 @@ impl Lane<'_> {
     /// The version of every row that the open transaction writes.
     pub(super) fn incoming(&self) -> Settled<RowVersion> {
         let header = self.header.as_ref().ok_or_else(|| Trouble::row("no transaction is open"))?;
-        Ok(recent::version(self.source.origin, header))
+        Ok(recent::version(self.writer(), header))
+    }
+
+    /// The node whose transaction is open.
+    pub(super) fn writer(&self) -> NodeId {
+        self.late.map_or(self.source.origin, |late| late.origin)
     }
 
     pub(super) async fn slow_row(&mut self, plan: usize, change: &Change<'_>) -> Settled<()> {
@@ -111,11 +116,20 @@ impl Lane<'_> {
         }
     }
 
-    /// Writes a row as its policy has ruled; only a later claim on one of its unique values keeps it away.
-    pub(super) async fn write_ruled(&mut self, plan: usize, new: &[Value<'_>]) -> Settled<()> {
+    /// Writes a row as its policy has ruled; only a later claim on one of its unique values keeps it away. What it ruled
+    /// counts only for the row that was here then, or none.
+    pub(super) async fn write_ruled(
+        &mut self,
+        plan: usize,
+        new: &[Value<'_>],
+        was_here: bool,
+    ) -> Settled<()> {
         let (row, incoming) = (self.digest(plan, new)?, self.incoming()?);
         for _ in 0..TRIES_MAX {
             let here = self.read_row(plan, new).await?;
+            if here.is_some() && !was_here {
+                return Err(Trouble::unmet("a local session has written the row just now"));
+            }
             let holds = self.oust(plan, new, incoming).await?;
             let taken = self.facts(plan, row, new, here.as_ref()).taken.max(holds);
             if taken.is_some() {
@@ -265,7 +279,7 @@ impl Lane<'_> {
         self.plans[plan].keys.as_ref().and_then(|keys| keys.row(&tuple))
     }
 
-    fn digest(&self, plan: usize, row: &[Value<'_>]) -> Settled<Digest> {
+    pub(super) fn digest(&self, plan: usize, row: &[Value<'_>]) -> Settled<Digest> {
         let digest = self.plans[plan].keys.as_ref().and_then(|keys| keys.row(row));
         digest.ok_or_else(|| Trouble::row("the row came without its whole primary key"))
     }
@@ -288,7 +302,7 @@ impl Lane<'_> {
     /// Whether the open transaction had not seen a delete.
     fn is_unseen(&self, delete: Option<RowVersion>) -> bool {
         let (Some(delete), Some(header)) = (delete, &self.header) else { return false };
-        delete.origin != self.source.origin && delete.lsn > header.vector.get(delete.origin)
+        delete.origin != self.writer() && delete.lsn > header.vector.get(delete.origin)
     }
 
     /// An insert, or an update that does not change the key.
