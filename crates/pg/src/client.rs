@@ -1,9 +1,12 @@
 //! Control SQL: a `tokio_postgres` client over our own transport, its connection driven by a task.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, PoisonError};
 
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, NoTls, Row, Statement};
 
 use crate::config::Config;
 use crate::conn::session::check_version;
@@ -18,6 +21,8 @@ use crate::wire::backend::ServerError;
 pub struct Client {
     inner: tokio_postgres::Client,
     config: Config,
+    /// The statements of [`Client::query_again`].
+    prepared: Mutex<HashMap<&'static str, Statement>>,
 }
 
 /// Opens a session.
@@ -38,7 +43,7 @@ pub async fn connect(config: &Config) -> Result<Client> {
         let (inner, connection) = connected.map_err(|error| refused(config, error))?;
         check_version(config, connection.parameter("server_version"))?;
         tokio::spawn(drive(connection, config.address()));
-        Ok(Client { inner, config: config.clone() })
+        Ok(Client { inner, config: config.clone(), prepared: Mutex::default() })
     })
     .await
 }
@@ -83,6 +88,29 @@ impl Client {
             Ok(self.inner.cancel_token().cancel_query_raw(socket, NoTls).await?)
         })
         .await
+    }
+
+    /// Runs a query that this session runs again and again: it is parsed once, and then costs one round trip where
+    /// `query` costs three. For a few fixed texts, since the session keeps all of them.
+    ///
+    /// # Errors
+    /// As `query`; also where the columns of the answer have changed since the first time.
+    pub async fn query_again(
+        &self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> std::result::Result<Vec<Row>, tokio_postgres::Error> {
+        let known = || self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let statement = known().get(sql).cloned();
+        let statement = match statement {
+            Some(statement) => statement,
+            None => {
+                let statement = self.inner.prepare(sql).await?;
+                known().insert(sql, statement.clone());
+                statement
+            }
+        };
+        self.inner.query(&statement, parameters).await
     }
 
     /// How this session logged in.

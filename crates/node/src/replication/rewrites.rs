@@ -38,7 +38,7 @@ pub(crate) struct Rewritten {
 /// # Errors
 /// The server cannot be asked.
 pub(crate) async fn settle(shared: &Shared, client: &Client, stable: &VersionVector) -> Result<()> {
-    let rows = client.query(include_str!("sql/open_alterations.sql"), &[]).await?;
+    let rows = client.query_again(include_str!("sql/open_alterations.sql"), &[]).await?;
     // While a lane reads the spools, this does not wait for it.
     if let Ok(mut writers) = shared.rewrites.writers.try_lock() {
         writers.retain(|known, _| rows.iter().any(|row| row.get::<_, &str>(1) == known.xmin));

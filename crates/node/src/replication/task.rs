@@ -295,7 +295,7 @@ pub(super) async fn progress_of(
 ) -> Result<(VersionVector, VersionVector, Lsn)> {
     let (mut visible, mut durable, mut wal) =
         (VersionVector::new(), shared.applied.durable(), Lsn::ZERO);
-    for row in client.query(include_str!("sql/durable_progress.sql"), &[]).await? {
+    for row in client.query_again(include_str!("sql/durable_progress.sql"), &[]).await? {
         wal = row.get::<_, String>(3).parse()?;
         let name: Option<String> = row.get(0);
         // Every life of a node begins its WAL after all earlier ones: the furthest says what has been seen of it.

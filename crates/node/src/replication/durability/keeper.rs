@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use synapsedb_core::lsn::Lsn;
 use synapsedb_pg::client::Client;
 use synapsedb_pg::quote;
@@ -108,7 +108,9 @@ impl<'a> Keeper<'a> {
 
     /// Looks who waits; answers whether the server still asks for our reports, as far as we made it.
     async fn look(&mut self) -> Result<bool> {
-        let row = self.client.query_one(include_str!("../sql/durability_waits.sql"), &[]).await?;
+        let sql = include_str!("../sql/durability_waits.sql");
+        let rows = self.client.query_again(sql, &[]).await?;
+        let row = rows.first().context("the server does not say who waits")?;
         let (waiting, blocking): (i64, bool) = (row.get(0), row.get(1));
         let running: BTreeSet<String> = row.get::<_, Vec<String>>(2).into_iter().collect();
         let waiting = u64::try_from(waiting).unwrap_or_default();

@@ -37,7 +37,8 @@ const RETRY_LIMIT: Duration = Duration::from_secs(60);
 /// # Errors
 /// The server cannot be asked.
 pub(crate) async fn holds(shared: &Shared, client: &Client) -> Result<bool> {
-    let waits = client.query_one(include_str!("../sql/any_quarantined.sql"), &[]).await?.get(0);
+    let waits = client.query_again(include_str!("../sql/any_quarantined.sql"), &[]).await?;
+    let waits = waits.first().is_some_and(|waits| waits.get(0));
     let config = &shared.config;
     let spool_full = || {
         let spools = shared.spools.all();

@@ -113,13 +113,13 @@ async fn write(server: synapsedb_dev::client::Server, seed: u64, over: Arc<Atomi
 
 /// Changes the policy again and again, now here, now there, and holds agents back, or ends them, so that nodes know
 /// different ones.
-async fn turn(cluster: &Cluster, random: &mut StdRng, restarts: bool) {
+async fn turn(cluster: &Cluster, random: &mut StdRng) {
     let nodes: Vec<&Node> = cluster.nodes().iter().collect();
     let begun = std::time::Instant::now();
     while begun.elapsed() < TURMOIL {
         let [held, setter, other] = [0; 3].map(|_| nodes[random.random_range(0..nodes.len())]);
         // One in four begins again, with what its spools tell.
-        let restarts = restarts && random.random_range(0..4) == 0;
+        let restarts = random.random_range(0..4) == 0;
         if restarts {
             held.kill_agent();
         } else {
@@ -143,13 +143,9 @@ async fn turn(cluster: &Cluster, random: &mut StdRng, restarts: bool) {
     }
 }
 
-/// With this in the environment agents are killed as well: decision 025 says how that ends.
-const KILLS: &str = "SYNAPSEDB_TEST_KILLS";
-
 #[tokio::test(flavor = "multi_thread")]
 async fn all_nodes_agree_while_everybody_writes_and_changes_the_policy() {
     let (cluster, _turn) = cluster().await;
-    let restarts = std::env::var_os(KILLS).is_some();
     cluster
         .node(1)
         .sql(
@@ -167,7 +163,7 @@ async fn all_nodes_agree_while_everybody_writes_and_changes_the_policy() {
         let server = node.server().clone();
         writers.spawn(write(server, seed ^ u64::from(node.number()), over.clone()));
     }
-    turn(&cluster, &mut StdRng::seed_from_u64(seed), restarts).await;
+    turn(&cluster, &mut StdRng::seed_from_u64(seed)).await;
     over.store(true, Ordering::SeqCst);
     writers.join_all().await;
     cluster.assert_equal_rows().await;

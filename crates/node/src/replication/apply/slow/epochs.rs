@@ -1,7 +1,6 @@
 //! A table is given a policy while its rows are written.
 
 use super::super::lane::Lane;
-use super::super::session::Parameter;
 use super::{Settled, Trouble, column};
 
 impl Lane<'_> {
@@ -12,9 +11,7 @@ impl Lane<'_> {
         if described.keys.as_ref().is_none_or(|keys| keys.policy().is_some()) {
             return Ok(());
         }
-        let table = [&described.schema, &described.name].map(|name| name.clone().into_bytes());
-        let parameters = table.each_ref().map(|name| Parameter::Text(name));
-        let answer = self.ask(include_str!("../../sql/any_policy.sql"), &parameters).await?;
+        let answer = self.ask_of_table(plan, include_str!("../../sql/any_policy.sql")).await?;
         match answer.rows.first().map(|row| column(row, 0)).transpose()? {
             Some("true") => Err(Trouble::unmet("the table has been given a policy just now")),
             _ => Ok(()),

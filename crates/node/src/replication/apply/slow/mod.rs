@@ -282,6 +282,13 @@ impl Lane<'_> {
         }
     }
 
+    /// A question whose parameters are schema and name of a plan's table.
+    async fn ask_of_table(&mut self, plan: usize, sql: &str) -> Settled<Answer> {
+        let Plan { schema, name, .. } = &self.plans[plan];
+        let table = [schema.clone().into_bytes(), name.clone().into_bytes()];
+        self.ask(sql, &table.each_ref().map(|name| Parameter::Text(name))).await
+    }
+
     /// A change within a savepoint: if it cannot be applied, it goes to the quarantine and the transaction goes on,
     /// unless that may be for a plan which a change of the table has made wrong: then the answer is false.
     async fn guarded(&mut self, raw: &Bytes, position: u32, plans: Plans) -> Step<bool> {

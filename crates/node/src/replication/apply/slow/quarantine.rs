@@ -90,10 +90,7 @@ impl Lane<'_> {
         plan: usize,
         row: Digest,
     ) -> Settled<BTreeSet<(NodeId, Lsn)>> {
-        let described = &self.plans[plan];
-        let table = [&described.schema, &described.name].map(|name| name.clone().into_bytes());
-        let parameters = [0, 1].map(|at: usize| Parameter::Text(&table[at]));
-        let answer = self.ask(include_str!("../../sql/set_aside.sql"), &parameters).await?;
+        let answer = self.ask_of_table(plan, include_str!("../../sql/set_aside.sql")).await?;
         let mut aside = BTreeSet::new();
         for told in &answer.rows {
             let bytes = |at: usize| text(told, at).and_then(from_hex);
