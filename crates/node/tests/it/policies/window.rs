@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use synapsedb_dev::{Node, eventually};
+use synapsedb_dev::client::Session;
+use synapsedb_dev::{Cluster, Node, eventually};
 
 use super::cluster;
 use crate::NOTICED;
@@ -40,73 +41,100 @@ async fn waits(node: &Node) {
     eventually("an applier waits", NOTICED, async || node.shows(blocked, &["1"]).await).await;
 }
 
+/// Appliers of node 1 wait before each insert while this is held.
+struct Hold {
+    holder: Session,
+}
+
+impl Hold {
+    async fn on(&self) {
+        self.holder.batch_execute("select pg_advisory_lock(7077)").await.unwrap();
+    }
+
+    async fn off(&self) {
+        self.holder.batch_execute("select pg_advisory_unlock(7077)").await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_while_a_remote_row_is_on_its_way_counts() {
     let (cluster, _turn) = cluster().await;
     let here = cluster.node(1);
     here.sql(SET_UP).await;
-    cluster
-        .all_show(
-            "select count(*) from synapsedb.policies() where policy like '%window_merge%'",
-            &["1"],
-        )
-        .await;
+    let set = "select count(*) from synapsedb.policies() where policy like '%window_merge%'";
+    cluster.all_show(set, &["1"]).await;
     only_here(here, WAIT).await;
-    let holder = here.session().await;
-    let (hold, free) = ("select pg_advisory_lock(7077)", "select pg_advisory_unlock(7077)");
+    let hold = Hold { holder: here.session().await };
+    a_place_is_taken(&cluster, &hold).await;
+    a_place_is_taken_and_left(&cluster, &hold).await;
+    a_place_is_taken_where_none_was_left(&cluster, &hold).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.assert_equal_rows().await;
+    what_cannot_be_decided_is_set_aside(&cluster, &hold).await;
+    cluster.assert_equal_rows().await;
+    an_agent_is_killed_before(&cluster, &hold).await;
+    cluster.assert_equal_rows().await;
+}
 
-    // The place was free by a delete that is known, and is taken meanwhile.
-    holder.batch_execute(hold).await.unwrap();
+/// The place was free by a delete that is known, and is taken meanwhile.
+async fn a_place_is_taken(cluster: &Cluster, hold: &Hold) {
+    hold.on().await;
     concurrently(
-        &cluster,
+        cluster,
         &[
             (2, "update windowed set v = 'b' where id = 1"),
             (1, "delete from windowed where id = 1"),
         ],
     )
     .await;
-    waits(here).await;
-    here.sql("insert into windowed values (1, 'c')").await;
-    holder.batch_execute(free).await.unwrap();
+    waits(cluster.node(1)).await;
+    cluster.node(1).sql("insert into windowed values (1, 'c')").await;
+    hold.off().await;
     cluster.all_show("select v from windowed where id = 1", &["c"]).await;
+}
 
-    // The place was never anybody's, and is left again.
-    holder.batch_execute(hold).await.unwrap();
-    cluster.node(2).sql("insert into windowed values (2, 'b')").await;
+async fn is_taken_and_left(cluster: &Cluster, hold: &Hold, id: u32) {
+    let here = cluster.node(1);
+    hold.on().await;
+    cluster.node(2).sql(&format!("insert into windowed values ({id}, 'b')")).await;
     waits(here).await;
-    here.sql("insert into windowed values (2, 'x')").await;
-    here.sql("delete from windowed where id = 2").await;
-    holder.batch_execute(free).await.unwrap();
+    here.sql(&format!("insert into windowed values ({id}, 'x')")).await;
+    here.sql(&format!("delete from windowed where id = {id}")).await;
+    hold.off().await;
+}
+
+/// The place was never anybody's, is taken, and is left again.
+async fn a_place_is_taken_and_left(cluster: &Cluster, hold: &Hold) {
+    is_taken_and_left(cluster, hold, 2).await;
     cluster.all_show("select count(*) from windowed where id = 2", &["0"]).await;
+}
 
-    // It was decided that nothing is there, and something comes before that is committed.
-    holder.batch_execute(hold).await.unwrap();
-    concurrently(
-        &cluster,
-        &[
-            (2, "begin; update windowed set v = 'b' where id = 3; insert into windowed values (4, 'd'); commit"),
-            (1, "delete from windowed where id = 3"),
-        ],
-    )
-    .await;
+/// It is decided that nothing is left in a place, and before that is committed something is there.
+async fn is_taken_where_none_was_left(cluster: &Cluster, hold: &Hold, id: u32) {
+    let here = cluster.node(1);
+    hold.on().await;
+    let (update, next) = (format!("update windowed set v = 'b' where id = {id}"), id + 1);
+    let update = format!("begin; {update}; insert into windowed values ({next}, 'd'); commit");
+    let delete = format!("delete from windowed where id = {id}");
+    concurrently(cluster, &[(2, &update), (1, &delete)]).await;
     waits(here).await;
-    here.sql("insert into windowed values (3, 'a')").await;
-    holder.batch_execute(free).await.unwrap();
-    cluster.all_show("select v from windowed where id > 1 order by id", &["b", "d"]).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    cluster.assert_equal_rows().await;
+    here.sql(&format!("insert into windowed values ({id}, 'a')")).await;
+}
 
-    // What cannot be decided waits in quarantine on every node, also where it was written.
+async fn a_place_is_taken_where_none_was_left(cluster: &Cluster, hold: &Hold) {
+    is_taken_where_none_was_left(cluster, hold, 3).await;
+    hold.off().await;
+    cluster.all_show("select v from windowed where id > 1 order by id", &["b", "d"]).await;
+}
+
+/// What cannot be decided waits in quarantine on every node, also where it was written.
+async fn what_cannot_be_decided_is_set_aside(cluster: &Cluster, hold: &Hold) {
+    let here = cluster.node(1);
     here.sql(BREAK).await;
     let broken =
         "select count(*) from pg_proc where proname = 'window_merge' and prosrc like '%no merge%'";
     cluster.all_show(broken, &["1"]).await;
-    holder.batch_execute(hold).await.unwrap();
-    cluster.node(2).sql("insert into windowed values (5, 'b')").await;
-    waits(here).await;
-    here.sql("insert into windowed values (5, 'x')").await;
-    here.sql("delete from windowed where id = 5").await;
-    holder.batch_execute(free).await.unwrap();
+    is_taken_and_left(cluster, hold, 5).await;
     let aside =
         "select origin, kind from synapsedb.quarantine where table_name = 'windowed' order by id";
     eventually("node 1 sets its own delete aside", NOTICED, async || {
@@ -125,27 +153,20 @@ async fn what_is_written_while_a_remote_row_is_on_its_way_counts() {
     here.sql(MEND).await;
     cluster.all_show(broken, &["0"]).await;
     for node in cluster.nodes() {
-        retry_all(&cluster, node).await;
+        retry_all(cluster, node).await;
     }
     cluster.all_show("select count(*) from windowed where id = 5", &["0"]).await;
+}
 
-    // The agent is killed before it could be looked at: the row is locked.
+/// The agent is killed before it could look at the place: the row is locked.
+async fn an_agent_is_killed_before(cluster: &Cluster, hold: &Hold) {
+    let here = cluster.node(1);
     here.sql("insert into windowed values (6, 'old')").await;
     cluster.all_show("select v from windowed where id = 6", &["old"]).await;
-    holder.batch_execute(hold).await.unwrap();
-    concurrently(
-        &cluster,
-        &[
-            (2, "begin; update windowed set v = 'b' where id = 6; insert into windowed values (7, 'd'); commit"),
-            (1, "delete from windowed where id = 6"),
-        ],
-    )
-    .await;
-    waits(here).await;
-    here.sql("insert into windowed values (6, 'a')").await;
+    is_taken_where_none_was_left(cluster, hold, 6).await;
     let locker = here.session().await;
     locker.batch_execute("begin; select from windowed where id = 6 for update").await.unwrap();
-    holder.batch_execute(free).await.unwrap();
+    hold.off().await;
     cluster.all_show("select v from windowed where id = 7", &["d"]).await;
     here.sql("create table after_six (id int primary key)").await;
     cluster.all_show("select count(*) from after_six", &["0"]).await;
@@ -155,5 +176,4 @@ async fn what_is_written_while_a_remote_row_is_on_its_way_counts() {
     here.shows("select v from windowed where id = 6", &["a"]).await.unwrap();
     locker.batch_execute("commit").await.unwrap();
     cluster.all_show("select v from windowed where id = 6", &["b"]).await;
-    cluster.assert_equal_rows().await;
 }

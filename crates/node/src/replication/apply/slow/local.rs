@@ -1,5 +1,5 @@
-//! A local write on a row of a table with a policy of its own, which a remote write has not been decided upon with: it was
-//! not decoded yet. What the policy makes of it is decided now, as if it came last.
+//! A local write on a row of a table with a policy of its own, which a remote write has not been decided upon with: it
+//! was not decoded yet. What the policy makes of it is decided now, as if it came last.
 
 use bytes::Bytes;
 use synapsedb_core::change::{Change, Value};
@@ -15,8 +15,8 @@ use crate::replication::quarantine::retries::LocalWrite;
 use crate::replication::recent::old_values;
 
 impl Lane<'_> {
-    /// Looks at the place of a local write again, between two transactions. If it cannot be decided upon, it is put into
-    /// the quarantine, as it is where it comes from elsewhere.
+    /// Looks at the place of a local write again, between two transactions. If it cannot be decided upon, it is put
+    /// into the quarantine, as it is where it comes from elsewhere.
     pub(super) async fn look_again(&mut self, write: &LocalWrite) -> Settled<()> {
         let here = self.shared.identity.node;
         // What all have seen was looked at before.

@@ -15,6 +15,7 @@ mod quarantine;
 mod retry;
 mod rewritten;
 mod row;
+mod ruled;
 mod statement;
 mod truncate;
 mod unique;

@@ -22,7 +22,7 @@ use super::{Settled, Trouble, column};
 use crate::replication::recent::{self, old_values};
 
 /// How often a row is looked at again because another session was faster.
-const TRIES_MAX: usize = 8;
+pub(super) const TRIES_MAX: usize = 8;
 
 /// A row of the local table, locked.
 pub(super) struct LocalRow {
@@ -47,7 +47,7 @@ impl LocalRow {
 }
 
 /// How a new row was written.
-enum Written {
+pub(super) enum Written {
     Done,
     /// A unique index refuses it: the name of the index.
     Taken(String),
@@ -88,59 +88,6 @@ impl Lane<'_> {
             Change::Delete { old, .. } => self.remove(plan, old_values(old)).await,
             Change::Truncate { .. } => Ok(()),
         }
-    }
-
-    /// A row of a table with a policy of its own. A change of the key is a delete and an insert.
-    async fn ruled_row(&mut self, plan: usize, change: &Change<'_>) -> Settled<()> {
-        match change {
-            Change::Insert { new, .. } => {
-                let row = self.digest(plan, new)?;
-                self.rule(plan, row, new, (None, Some(new))).await
-            }
-            Change::Update { old, new, .. } => {
-                let new = &completed(old.as_ref(), new);
-                let (before, row) = (old.as_ref().map(old_values), self.digest(plan, new)?);
-                let left = before.and_then(|before| self.digest(plan, before).ok());
-                if let (Some(before), Some(left)) = (before, left.filter(|left| *left != row)) {
-                    self.rule(plan, left, before, (Some(before), None)).await?;
-                    return self.rule(plan, row, new, (None, Some(new))).await;
-                }
-                self.rule(plan, row, new, (before, Some(new))).await
-            }
-            Change::Delete { old, .. } => {
-                let old = old_values(old);
-                let row = self.digest(plan, old)?;
-                self.rule(plan, row, old, (Some(old), None)).await
-            }
-            Change::Truncate { .. } => Ok(()),
-        }
-    }
-
-    /// Writes a row as its policy has ruled; only a later claim on one of its unique values keeps it away. What it ruled
-    /// counts only for the row that was here then, or none.
-    pub(super) async fn write_ruled(
-        &mut self,
-        plan: usize,
-        new: &[Value<'_>],
-        was_here: bool,
-    ) -> Settled<()> {
-        let (row, incoming) = (self.digest(plan, new)?, self.incoming()?);
-        for _ in 0..TRIES_MAX {
-            let here = self.read_row(plan, new).await?;
-            if here.is_some() && !was_here {
-                return Err(Trouble::unmet("a local session has written the row just now"));
-            }
-            let holds = self.oust(plan, new, incoming).await?;
-            let taken = self.facts(plan, row, new, here.as_ref()).taken.max(holds);
-            if taken.is_some() {
-                return self.give_way(plan, new, here, taken).await;
-            }
-            match self.write(plan, new, here.as_ref()).await? {
-                Written::Done => return Ok(()),
-                Written::Taken(index) => self.free_place(plan, new, &index).await?,
-            }
-        }
-        Err(Trouble::row("other sessions keep changing the row"))
     }
 
     /// Reads and locks the row with the key of `row`.
@@ -284,7 +231,13 @@ impl Lane<'_> {
         digest.ok_or_else(|| Trouble::row("the row came without its whole primary key"))
     }
 
-    fn facts(&self, plan: usize, row: Digest, new: &[Value<'_>], here: Option<&LocalRow>) -> Facts {
+    pub(super) fn facts(
+        &self,
+        plan: usize,
+        row: Digest,
+        new: &[Value<'_>],
+        here: Option<&LocalRow>,
+    ) -> Facts {
         let history = self.shared.recent.lock();
         let incoming = self.incoming().ok();
         let claims = self.plans[plan].keys.iter().flat_map(|keys| keys.claims(new));
@@ -382,7 +335,7 @@ impl Lane<'_> {
     }
 
     /// Writes the row over the one that is here, or anew.
-    async fn write(
+    pub(super) async fn write(
         &mut self,
         plan: usize,
         new: &[Value<'_>],
@@ -485,7 +438,7 @@ fn met(verb: &str, here: Option<&LocalRow>, unseen_delete: bool) -> Option<&'sta
 }
 
 /// The row with what the old one tells of columns that the update did not send.
-fn completed<'a>(old: Option<&OldTuple<'a>>, new: &Tuple<'a>) -> Tuple<'a> {
+pub(super) fn completed<'a>(old: Option<&OldTuple<'a>>, new: &Tuple<'a>) -> Tuple<'a> {
     match old {
         Some(OldTuple::Full(old)) => filled(new, old),
         Some(OldTuple::Key(_)) | None => new.clone(),
