@@ -16,7 +16,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use bytes::Bytes;
@@ -49,6 +49,8 @@ const TRIES_MAX: u32 = 50;
 const LOOKS_MAX: usize = 8;
 /// How often a row is tried in vain before that is told: somebody may have it locked.
 const TRIES_UNTOLD_MAX: u32 = 50;
+/// How many times as long is waited at most before a lane is asked again.
+const PATIENCE_MAX: u32 = 20;
 /// How long a lane may take to decide by a policy: it does so between two transactions.
 const RULED_WITHIN: Duration = Duration::from_secs(1);
 /// The wait before what could not be looked at is tried again: a row may be locked for long.
@@ -81,7 +83,20 @@ pub(crate) struct Recheck {
     /// The transactions of others that may meet the place: until they are applied, nothing is there to be seen.
     pub(crate) awaits: VersionVector,
     /// How often it was looked at in vain.
-    pub(crate) tries: u32,
+    tries: u32,
+    /// Not to be looked at again before.
+    not_before: Option<Instant>,
+}
+
+impl Recheck {
+    pub(crate) fn new(
+        (relation, change): (Bytes, Bytes),
+        version: RowVersion,
+        place: Place,
+        awaits: VersionVector,
+    ) -> Self {
+        Self { relation, change, version, place, awaits, tries: 0, not_before: None }
+    }
 }
 
 /// The places that are to be looked at.
@@ -89,8 +104,8 @@ pub(crate) struct Recheck {
 pub(crate) struct Rechecks {
     pending: Mutex<Vec<Recheck>>,
     asked: Notify,
-    /// What the spools told at the start has been looked at: until then nothing is forgotten.
-    are_begun: AtomicBool,
+    /// Everything has been looked at, also what the spools told at the start: until then nothing is forgotten.
+    are_done: AtomicBool,
     /// The spools have been read.
     are_told: AtomicBool,
 }
@@ -107,15 +122,25 @@ impl Rechecks {
         self.asked.notify_one();
     }
 
-    /// Whether what the spools told at the start has been looked at.
-    pub(crate) fn are_begun(&self) -> bool {
-        self.are_begun.load(Ordering::Acquire)
+    /// Whether everything has been looked at, also what the spools told at the start.
+    pub(crate) fn are_done(&self) -> bool {
+        self.are_done.load(Ordering::Acquire)
+    }
+
+    /// Nothing of what was asked for so far waits, if nothing else was asked for.
+    fn note_done(&self) {
+        let pending = self.lock();
+        if pending.is_empty() && self.are_told.load(Ordering::Acquire) {
+            self.are_done.store(true, Ordering::Release);
+        }
     }
 
     /// These are to be looked at.
     pub(crate) fn look_at(&self, rechecks: Vec<Recheck>) {
         if !rechecks.is_empty() {
-            self.lock().extend(rechecks);
+            let mut pending = self.lock();
+            self.are_done.store(false, Ordering::Release);
+            pending.extend(rechecks);
             self.asked.notify_one();
         }
     }
@@ -135,7 +160,6 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             _ = visible.changed(), if !waiting.is_empty() => {}
             () = tokio::time::sleep(RETRY), if !waiting.is_empty() => {}
         }
-        let told = shared.rechecks.are_told.load(Ordering::Acquire);
         waiting.append(&mut shared.rechecks.lock());
         visible.borrow_and_update();
         let looked = match waiting.iter().any(|recheck| is_due(&shared, recheck)) {
@@ -145,8 +169,8 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             },
             false => Ok(()),
         };
-        if told && waiting.is_empty() {
-            shared.rechecks.are_begun.store(true, Ordering::Release);
+        if waiting.is_empty() {
+            shared.rechecks.note_done();
         }
         if let Err(error) = looked {
             tracing::warn!(
@@ -161,7 +185,8 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
 }
 
 fn is_due(shared: &Shared, recheck: &Recheck) -> bool {
-    shared.applied.shows(shared.identity.node, &recheck.awaits)
+    recheck.not_before.is_none_or(|at| at <= Instant::now())
+        && shared.applied.shows(shared.identity.node, &recheck.awaits)
 }
 
 /// Looks at what is due, and takes out what could be looked at.
@@ -183,6 +208,8 @@ async fn look(shared: &Shared, waiting: &mut Vec<Recheck>) -> Result<()> {
             Ok(Looked::At) => drop(waiting.swap_remove(at)),
             Ok(Looked::NotYet(reason)) => {
                 recheck.tries += 1;
+                // A lane does nothing else meanwhile.
+                recheck.not_before = Some(Instant::now() + RETRY * recheck.tries.min(PATIENCE_MAX));
                 if recheck.tries == TRIES_UNTOLD_MAX {
                     let what = "what a policy makes of a local write cannot be decided yet";
                     tracing::warn!("{what}, it is tried until it can: {reason}");

@@ -144,9 +144,8 @@ impl Publisher<'_> {
                 Some(keys) => recent::unseen_by(&mut history, keys, &change, &writer),
                 None => VersionVector::new(),
             };
-            let (relation, change) = (relation.raw.clone(), body.clone());
-            let place = Place::Winner;
-            self.rechecks.push(Recheck { relation, change, version, place, awaits, tries: 0 });
+            let change = (relation.raw.clone(), body.clone());
+            self.rechecks.push(Recheck::new(change, version, Place::Winner, awaits));
         }
         if foreign {
             let mut orphans = Vec::new();

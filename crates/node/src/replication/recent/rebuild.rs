@@ -230,9 +230,8 @@ fn note_frame<'k>(
                 && (note(&mut history, keys, &change, writer, side) || keys.policy().is_some())
             {
                 for (version, place) in beaten_by(&history, here, keys, &change, writer) {
-                    let (relation, change) = (relation.clone(), Bytes::copy_from_slice(&raw));
-                    let awaits = VersionVector::new();
-                    beaten.push(Recheck { relation, change, version, place, awaits, tries: 0 });
+                    let change = (relation.clone(), Bytes::copy_from_slice(&raw));
+                    beaten.push(Recheck::new(change, version, place, VersionVector::new()));
                 }
             }
             // What was not looked up before this start is; what was is in the log already.

@@ -14,6 +14,9 @@ use super::{Constraints, Settled, Trouble};
 use crate::replication::quarantine::retries::LocalWrite;
 use crate::replication::recent::old_values;
 
+/// How long a row that somebody has locked is waited for.
+const LOCKS_WITHIN: &str = "set local lock_timeout = '50ms'";
+
 impl Lane<'_> {
     /// Looks at the place of a local write again, between two transactions. If it cannot be decided upon, it is put
     /// into the quarantine, as it is where it comes from elsewhere.
@@ -23,6 +26,8 @@ impl Lane<'_> {
         let Some(header) = self.remembered(here, write.lsn).await? else { return Ok(()) };
         self.late = Some(Late { origin: here, forgotten: false });
         self.open_slowly(&header, Constraints::Immediate).await?;
+        // The lane has other things to do: it is asked again.
+        self.ask(LOCKS_WITHIN, &[]).await?;
         self.name(write.relation.clone());
         self.ask("savepoint change", &[]).await?;
         match self.rule_local(&write.change, write.is_of_other).await {

@@ -37,6 +37,13 @@ impl Lane<'_> {
                 }
                 Err(reason)
             }
+            Err(Trouble::Stop(Stop::Failed(failure)))
+                if failure.is_passing() && matches!(retry.asked, Asked::Local(_)) =>
+            {
+                self.session.reset().await?;
+                self.must("rollback", &[]).await?;
+                Err(failure.text())
+            }
             Err(Trouble::Stop(stop)) => {
                 let reason = match &stop {
                     Stop::Failed(failure) => failure.text(),
