@@ -274,63 +274,50 @@ pub(crate) fn unseen_by(
     unseen
 }
 
-/// The writes of node `here` beside which a remote change is to be looked at again at the start: see [`taken_from`] and
-/// [`made_beside`].
-fn beaten_by(
-    history: &History,
+/// A remote change at the start, beside what was written here.
+struct Beside<'a> {
+    history: &'a History,
     here: NodeId,
-    keys: &RowKeys,
-    change: &Change<'_>,
-    writer: &Writer<'_>,
-) -> Vec<(RowVersion, Place)> {
-    let mut beaten = taken_from(history, here, keys, change, writer);
-    beaten.extend(made_beside(history, here, keys, change, writer));
-    beaten
+    keys: &'a RowKeys,
+    change: &'a Change<'a>,
+    writer: &'a Writer<'a>,
 }
 
-/// The writes of node `here` that made rows which a remote change had not seen, in a table with a policy of its own.
-fn made_beside(
-    history: &History,
-    here: NodeId,
-    keys: &RowKeys,
-    change: &Change<'_>,
-    writer: &Writer<'_>,
-) -> Vec<(RowVersion, Place)> {
-    let (old, new) = change.rows();
-    let old = old.and_then(|old| keys.row(old_values(old)));
-    let new = new.and_then(|new| keys.row(new));
-    let rows = old.filter(|old| Some(*old) != new).into_iter().chain(new);
-    let made = |write: &&KnownWrite| {
-        let KnownWrite { version, effect, .. } = write;
-        version.origin == here && *effect == Effect::Insert && !writer.has_seen(version)
-    };
-    let writes = rows.flat_map(|row| history.writes(row).iter().filter(made));
-    writes.map(|write| (write.version, Place::Made)).collect()
-}
+impl Beside<'_> {
+    /// The local writes that made rows which the change had not seen, in a table with a policy of its own.
+    fn made(&self) -> impl Iterator<Item = (RowVersion, Place)> {
+        let Self { history, here, keys, change, writer } = *self;
+        let (old, new) = change.rows();
+        let old = old.and_then(|old| keys.row(old_values(old)));
+        let new = new.and_then(|new| keys.row(new));
+        let rows = old.filter(|old| Some(*old) != new).into_iter().chain(new);
+        let writes = rows.flat_map(|row| history.writes(row));
+        let made = writes.filter(move |write| {
+            let KnownWrite { version, effect, .. } = write;
+            version.origin == here && *effect == Effect::Insert && !writer.has_seen(version)
+        });
+        made.map(|write| (write.version, Place::Made))
+    }
 
-/// The writes of node `here` that take the place or a unique value from what a remote change writes, unseen by it: the
-/// latest of each kind.
-fn taken_from(
-    history: &History,
-    here: NodeId,
-    keys: &RowKeys,
-    change: &Change<'_>,
-    writer: &Writer<'_>,
-) -> Vec<(RowVersion, Place)> {
-    let (Change::Insert { new, .. } | Change::Update { new, .. }) = change else {
-        return Vec::new();
-    };
-    let (Some(row), incoming) = (keys.row(new), writer.version) else { return Vec::new() };
-    let counts = |by: &RowVersion| by.origin == here && *by > incoming && !writer.has_seen(by);
-    // A policy may let an earlier delete stay.
-    let is_ruled = keys.policy().is_some();
-    let may_count =
-        |by: &RowVersion| counts(by) || is_ruled && by.origin == here && !writer.has_seen(by);
-    let deleted = history.tombstone(row).filter(may_count).map(|by| (by, Place::Deleted));
-    let taken = keys.claims(new).filter_map(|value| history.taken_by(value, row, incoming));
-    let taken = taken.filter(counts).max();
-    let taken = taken.map(|by| (by, Place::Beaten(incoming.commit_time)));
-    deleted.into_iter().chain(taken).collect()
+    /// The local writes that take the place or a unique value from what the change writes, unseen by it: the latest of
+    /// each kind.
+    fn taken(&self) -> Vec<(RowVersion, Place)> {
+        let Self { history, here, keys, change, writer } = *self;
+        let (Change::Insert { new, .. } | Change::Update { new, .. }) = change else {
+            return Vec::new();
+        };
+        let (Some(row), incoming) = (keys.row(new), writer.version) else { return Vec::new() };
+        let counts = |by: &RowVersion| by.origin == here && *by > incoming && !writer.has_seen(by);
+        // A policy may let an earlier delete stay.
+        let is_ruled = keys.policy().is_some();
+        let may_count =
+            |by: &RowVersion| counts(by) || is_ruled && by.origin == here && !writer.has_seen(by);
+        let deleted = history.tombstone(row).filter(may_count).map(|by| (by, Place::Deleted));
+        let taken = keys.claims(new).filter_map(|value| history.taken_by(value, row, incoming));
+        let taken = taken.filter(counts).max();
+        let taken = taken.map(|by| (by, Place::Beaten(incoming.commit_time)));
+        deleted.into_iter().chain(taken).collect()
+    }
 }
 
 /// Whether a delete or a unique claim is known that the writer of a change had not seen and that is in its way, though

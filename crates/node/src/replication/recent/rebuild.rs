@@ -12,7 +12,7 @@ use synapsedb_core::version::{RowVersion, VersionVector};
 use synapsedb_pg::client::Client;
 use synapsedb_pg::pgoutput::{self, Message};
 
-use super::{Side, beaten_by, concerns, note, note_commit_of, relation_id, version};
+use super::{Beside, Side, concerns, note, note_commit_of, relation_id, version};
 use crate::replication::foreign_keys::{self, Concern, ForeignKeys};
 use crate::replication::keys::{self, LocalKeys, RowKeys};
 use crate::replication::recheck::Recheck;
@@ -229,7 +229,8 @@ fn note_frame<'k>(
             if let Some(keys) = keys
                 && (note(&mut history, keys, &change, writer, side) || keys.policy().is_some())
             {
-                for (version, place) in beaten_by(&history, here, keys, &change, writer) {
+                let beside = Beside { history: &history, here, keys, change: &change, writer };
+                for (version, place) in beside.taken().into_iter().chain(beside.made()) {
                     let change = (relation.clone(), Bytes::copy_from_slice(&raw));
                     beaten.push(Recheck::new(change, version, place, VersionVector::new()));
                 }

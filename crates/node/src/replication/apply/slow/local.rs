@@ -10,6 +10,7 @@ use synapsedb_pg::pgoutput::Message;
 
 use super::super::lane::{Lane, Late, UNMET};
 use super::policy::tuple;
+use super::row::filled;
 use super::{Constraints, Settled, Trouble};
 use crate::replication::quarantine::retries::LocalWrite;
 use crate::replication::recent::old_values;
@@ -131,6 +132,7 @@ impl Lane<'_> {
         }
         // As the others left the place.
         self.delete_here(plan, new).await?;
-        self.rule(plan, row, new, (None, Some(new))).await
+        let new = filled(new, &there.tuple());
+        self.rule(plan, row, &new, (None, Some(&new))).await
     }
 }
