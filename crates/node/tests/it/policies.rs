@@ -8,6 +8,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::binary;
 use crate::conflicts::concurrently;
 
+mod arriving;
 mod changing;
 mod window;
 

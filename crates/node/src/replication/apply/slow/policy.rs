@@ -97,7 +97,7 @@ impl Lane<'_> {
             Decision::Keep => {}
             Decision::Take(version) if version == incoming => match new {
                 Some(new) => self.write_ruled(plan, new, here.is_some()).await?,
-                None => self.delete_here(plan, key).await?,
+                None => self.remove_ruled(plan, key, here.is_some()).await?,
             },
             Decision::Take(version) => {
                 let content = self.content(plan, row, version).await?;
@@ -304,7 +304,7 @@ impl Lane<'_> {
     ) -> Settled<()> {
         match content {
             Some(values) => self.write_ruled(plan, &tuple(values), was_here).await,
-            None => self.delete_here(plan, key).await,
+            None => self.remove_ruled(plan, key, was_here).await,
         }
     }
 
@@ -344,7 +344,7 @@ impl Lane<'_> {
                 .transpose()
                 .map_err(|_| Trouble::row("the merge function made no text"))?;
         }
-        let Some(folded) = folded else { return self.delete_here(plan, key).await };
+        let Some(folded) = folded else { return self.remove_ruled(plan, key, was_here).await };
         let values = self.columns_of(plan, &folded).await?;
         self.write_ruled(plan, &filled(&tuple(&values), key), was_here).await
     }

@@ -34,6 +34,17 @@ impl Lane<'_> {
         }
     }
 
+    /// Deletes the row that was here as its policy has ruled. What a local session has put where none was is not meant: it
+    /// is decided upon when it is decoded.
+    pub(super) async fn remove_ruled(
+        &mut self,
+        plan: usize,
+        key: &[Value<'_>],
+        was_here: bool,
+    ) -> Settled<()> {
+        if was_here { self.delete_here(plan, key).await } else { Ok(()) }
+    }
+
     /// Writes a row as its policy has ruled; only a later claim on one of its unique values keeps it away. What it
     /// ruled counts only for the row that was here then, or none.
     pub(super) async fn write_ruled(
