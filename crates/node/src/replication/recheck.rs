@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use synapsedb_core::change::{Column, Relation, Value};
-use synapsedb_core::history::Digest;
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::lsn::Lsn;
 use synapsedb_core::time::Timestamp;
@@ -35,11 +34,14 @@ use tokio_postgres::types::ToSql;
 
 use super::apply::inherited::Inherited;
 use super::keys::{self, RowKeys, UniqueIndex};
-use super::quarantine::retries::{Asked, LocalWrite};
 use super::recent::old_values;
 use super::writers::{self, Found, Table};
-use super::{Shared, origin, other_members, parse_origin_name};
+use super::{Shared, origin, parse_origin_name};
 use crate::tasks::Shutdown;
+
+mod ruled;
+
+use ruled::{By, rule, settled_by};
 
 /// Whoever has it in its session is not seen by the publisher.
 const ORIGIN: &str = "synapsedb_recheck";
@@ -51,8 +53,6 @@ const LOOKS_MAX: usize = 8;
 const TRIES_UNTOLD_MAX: u32 = 50;
 /// How many times as long is waited at most before a lane is asked again.
 const PATIENCE_MAX: u32 = 20;
-/// How long a lane may take to decide by a policy: it does so between two transactions.
-const RULED_WITHIN: Duration = Duration::from_secs(1);
 /// The wait before what could not be looked at is tried again: a row may be locked for long.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -295,62 +295,6 @@ async fn one(shared: &Shared, client: &Client, recheck: &Recheck) -> Result<Look
         }
     }
     Ok(looked)
-}
-
-/// What says which write stays.
-enum By {
-    /// The commit times: the table has no policy, or the write is from before it had one.
-    Time,
-    /// The policy of the table.
-    Policy,
-    /// The write is forgotten, since all have seen it: it was looked at before.
-    Nothing,
-}
-
-fn settled_by(
-    shared: &Shared,
-    relation: &Relation,
-    table: &Table,
-    recheck: &Recheck,
-    rows: &[Option<&[Value<'_>]>],
-) -> By {
-    if table.keys.policy.is_none() {
-        return By::Time;
-    }
-    let Some(keys) = RowKeys::new(relation, &table.keys) else { return By::Time };
-    let history = shared.recent.lock();
-    let mut rows = rows.iter().flatten().filter_map(|row| keys.row(row));
-    let is_noted = |row: Digest| {
-        let mut writes = history.writes(row).iter();
-        writes.any(|write| write.version == recheck.version)
-    };
-    let RowVersion { origin, lsn, .. } = recheck.version;
-    match (rows.any(is_noted), history.remembers(origin, lsn)) {
-        (true, _) => By::Policy,
-        (false, true) => By::Time,
-        (false, false) => By::Nothing,
-    }
-}
-
-/// A lane decides upon the local write by the policy: it has what that needs.
-async fn rule(shared: &Shared, recheck: &Recheck) -> Looked {
-    if other_members(shared).is_empty() {
-        // Nobody else has the row.
-        return Looked::At;
-    }
-    let here = shared.identity.node;
-    let asked = Asked::Local(LocalWrite {
-        lsn: recheck.version.lsn,
-        relation: recheck.relation.clone(),
-        change: recheck.change.clone(),
-        is_of_other: recheck.place != Place::Winner,
-    });
-    match tokio::time::timeout(RULED_WITHIN, shared.retries.ask(here, here, asked)).await {
-        Ok(Ok(Ok(()))) => Looked::At,
-        Ok(Ok(Err(reason))) => Looked::NotYet(reason),
-        Ok(Err(_)) => Looked::NotYet("the applier was started anew meanwhile".to_owned()),
-        Err(_) => Looked::NotYet("all appliers are busy".to_owned()),
-    }
 }
 
 /// A row whose place is looked at.

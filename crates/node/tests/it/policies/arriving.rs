@@ -1,4 +1,5 @@
-//! Rows that take long to arrive, while everybody writes on them: what is decided upon and what is there then differ often.
+//! Rows that take long to arrive, while everybody writes on them: what is decided upon and what is there then often
+//! differ.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -34,8 +34,8 @@ impl Lane<'_> {
         }
     }
 
-    /// Deletes the row that was here as its policy has ruled. What a local session has put where none was is not meant: it
-    /// is decided upon when it is decoded.
+    /// Deletes the row that was here as its policy has ruled. What a local session has put where none was is not
+    /// meant: it is decided upon when it is decoded.
     pub(super) async fn remove_ruled(
         &mut self,
         plan: usize,
