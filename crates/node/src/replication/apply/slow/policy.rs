@@ -53,6 +53,11 @@ impl Lane<'_> {
         let here = self.read_row(plan, key).await?;
         self.await_writes(row, here.as_ref()).await?;
         let (own, known) = self.known_writes(plan, row, incoming).await?;
+        // Another lane, on its fast path, may have committed a row between the two questions: it would be known, and
+        // not meant.
+        if here.is_none() && self.read_row(plan, key).await?.is_some() {
+            return Err(Trouble::unmet("the row has come just now"));
+        }
         let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
         let met = others.iter().any(|other| own.as_write().is_concurrent_with(other));
         let Plan { keys, digest, .. } = &self.plans[plan];
