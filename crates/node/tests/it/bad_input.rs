@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::{NOTICED, binary, skip};
 
 mod impostor;
-mod late;
+pub(crate) mod late;
 mod lost_wal;
 
 static CLUSTER: Shared = Shared::new();

@@ -52,6 +52,20 @@ async fn write(node: &Node, from: u32, to: u32) {
     .await;
 }
 
+/// Writes until the WAL of a node that starts from 100 rows is past `end`, where another server of its number was when
+/// it was about to stop.
+async fn past(node: &Node, end: &str) {
+    // What it has still written then.
+    const STOPPING: u32 = 1 << 20;
+    let passed = format!("select pg_current_wal_insert_lsn() - '{end}' > {STOPPING}");
+    for batch in 1.. {
+        write(node, batch * 1000, batch * 1000 + 999).await;
+        if node.value(&passed).await == "t" {
+            return;
+        }
+    }
+}
+
 async fn with_table(nodes: u16) -> Cluster {
     let cluster = cluster(nodes).await;
     cluster.node(1).sql("create table lived (id int primary key, v text)").await;
@@ -111,6 +125,7 @@ async fn a_directory_rolled_back_to_an_older_copy_is_refused() {
     cluster.wait_ready().await;
     write(node, 101, 200).await;
     cluster.all_show("select count(*) from lived", &["200"]).await;
+    let end = node.value("select pg_current_wal_insert_lsn()").await;
     node.stop();
     std::fs::rename(node.folder(), &new).unwrap();
 
@@ -128,7 +143,7 @@ async fn a_directory_rolled_back_to_an_older_copy_is_refused() {
     replace(&old, node.folder());
     node.start();
     waits_for_peers(node).await;
-    write(node, 101, 2000).await;
+    past(node, &end).await;
     cluster.node(2).start();
     cluster.node(3).start();
     eventually("the copy ends", REFUSED, async || {

@@ -12,7 +12,6 @@ use synapsedb_core::lsn::Lsn;
 use tokio::sync::{Notify, oneshot};
 
 /// What a lane is asked to look at.
-#[derive(Clone)]
 pub(crate) enum Asked {
     /// The change with this number in `synapsedb.quarantine`.
     Quarantined(i64),
@@ -21,7 +20,6 @@ pub(crate) enum Asked {
 }
 
 /// A local write whose place is looked at again.
-#[derive(Clone)]
 pub(crate) struct LocalWrite {
     /// Its transaction.
     pub(crate) lsn: Lsn,

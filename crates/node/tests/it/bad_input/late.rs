@@ -11,14 +11,15 @@ use crate::NOTICED;
 /// How long a node that forgets what all have seen may take to do it, four times over.
 const FORGETTING: Duration = Duration::from_secs(1);
 
-/// All nodes write and see each other's writes, twice, so that everybody has seen everything before; then it is
-/// forgotten where nothing holds it.
-async fn everything_was_seen(cluster: &Cluster) {
+/// All nodes write into a table of ids and see each other's writes, twice, so that everybody has seen everything
+/// before; then it is forgotten where nothing holds it.
+pub(crate) async fn everything_was_seen(cluster: &Cluster, table: &str) {
     for round in 1..=2 {
         for node in cluster.nodes() {
-            node.sql("insert into late_seen default values").await;
+            node.sql(&format!("insert into {table} default values")).await;
         }
-        cluster.all_show("select count(*) from late_seen", &[&(3 * round).to_string()]).await;
+        let count = (3 * round).to_string();
+        cluster.all_show(&format!("select count(*) from {table}"), &[&count]).await;
     }
     tokio::time::sleep(FORGETTING).await;
 }
@@ -114,7 +115,7 @@ async fn what_was_set_aside_counts_as_if_it_had_come_in_time() {
         eventually("the others are as it shall be", NOTICED, async || two.shows(sql, rows).await)
             .await;
     }
-    everything_was_seen(&cluster).await;
+    everything_was_seen(&cluster, "late_seen").await;
     only_here(one, MEND).await;
     retry_all(&cluster, one).await;
     for (sql, rows) in &expected {

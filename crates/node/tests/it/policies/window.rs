@@ -7,12 +7,14 @@ use synapsedb_dev::{Cluster, Node, eventually};
 
 use super::cluster;
 use crate::NOTICED;
+use crate::bad_input::late::everything_was_seen;
 use crate::bad_input::{only_here, retry_all};
 use crate::conflicts::concurrently;
 
 /// Rows of two writers become the larger one; a delete wins over some rows, and loses to the others.
 const SET_UP: &str = "
     create table windowed (id int primary key, v text);
+    create table windowed_seen (id serial primary key);
     create function window_merge(a jsonb, b jsonb) returns jsonb language sql as $$
         select case when (coalesce(a, b) ->> 'id')::int in (2, 3) and (a is null or b is null) then null
             when a is null then b when b is null or a ->> 'v' > b ->> 'v' then a else b end $$;
@@ -74,6 +76,9 @@ async fn what_is_written_while_a_remote_row_is_on_its_way_counts() {
     cluster.assert_equal_rows().await;
     an_agent_is_killed_before(&cluster, &hold).await;
     cluster.assert_equal_rows().await;
+    drop(hold);
+    what_is_forgotten_goes_by_the_time(&cluster).await;
+    cluster.assert_equal_rows().await;
 }
 
 /// The place was free by a delete that is known, and is taken meanwhile.
@@ -127,14 +132,16 @@ async fn a_place_is_taken_where_none_was_left(cluster: &Cluster, hold: &Hold) {
     cluster.all_show("select v from windowed where id > 1 order by id", &["b", "d"]).await;
 }
 
-/// What cannot be decided waits in quarantine on every node, also where it was written.
-async fn what_cannot_be_decided_is_set_aside(cluster: &Cluster, hold: &Hold) {
+/// Whether the function is one that cannot decide.
+const IS_BROKEN: &str =
+    "select count(*) from pg_proc where proname = 'window_merge' and prosrc like '%no merge%'";
+
+/// A row of node 2 and a later delete of node 1 that nobody can decide upon.
+async fn cannot_be_decided(cluster: &Cluster, hold: &Hold, id: u32) {
     let here = cluster.node(1);
     here.sql(BREAK).await;
-    let broken =
-        "select count(*) from pg_proc where proname = 'window_merge' and prosrc like '%no merge%'";
-    cluster.all_show(broken, &["1"]).await;
-    is_taken_and_left(cluster, hold, 5).await;
+    cluster.all_show(IS_BROKEN, &["1"]).await;
+    is_taken_and_left(cluster, hold, id).await;
     let aside =
         "select origin, kind from synapsedb.quarantine where table_name = 'windowed' order by id";
     eventually("node 1 sets its own delete aside", NOTICED, async || {
@@ -150,12 +157,37 @@ async fn what_cannot_be_decided_is_set_aside(cluster: &Cluster, hold: &Hold) {
         if set_aside.is_empty() { Err("none".to_owned()) } else { Ok(()) }
     })
     .await;
-    here.sql(MEND).await;
-    cluster.all_show(broken, &["0"]).await;
+}
+
+/// The function decides again, and does it upon what waits in quarantine.
+async fn is_mended(cluster: &Cluster) {
+    cluster.node(1).sql(MEND).await;
+    cluster.all_show(IS_BROKEN, &["0"]).await;
     for node in cluster.nodes() {
         retry_all(cluster, node).await;
     }
+}
+
+/// What cannot be decided waits in quarantine on every node, also where it was written.
+async fn what_cannot_be_decided_is_set_aside(cluster: &Cluster, hold: &Hold) {
+    cannot_be_decided(cluster, hold, 5).await;
+    is_mended(cluster).await;
     cluster.all_show("select count(*) from windowed where id = 5", &["0"]).await;
+}
+
+/// What waits in the quarantine of its own node is forgotten there before it is tried again.
+async fn what_is_forgotten_goes_by_the_time(cluster: &Cluster) {
+    let here = cluster.node(1);
+    here.stop();
+    here.configure("replication.quarantine_remembered_max", 0);
+    here.start();
+    cluster.wait_ready().await;
+    let hold = Hold { holder: here.session().await };
+    cannot_be_decided(cluster, &hold, 8).await;
+    everything_was_seen(cluster, "windowed_seen").await;
+    assert!(here.log().contains("what it met is forgotten"), "{}", here.log_tail());
+    is_mended(cluster).await;
+    cluster.all_show("select count(*) from windowed where id = 8", &["0"]).await;
 }
 
 /// The agent is killed before it could look at the place: the row is locked.

@@ -52,10 +52,11 @@ impl Lane<'_> {
         self.session.queue(include_str!("../../sql/lock_row.sql"), &turn)?;
         let here = self.read_row(plan, key).await?;
         self.await_writes(row, here.as_ref()).await?;
-        let (own, known) = self.known_writes(plan, row, incoming).await?;
+        let effect = if new.is_some() { Effect::Insert } else { Effect::Delete };
+        let (own, known) = self.known_writes(plan, row, (incoming, effect)).await?;
         // Another lane, on its fast path, may have committed a row between the two questions: it would be known, and
         // not meant.
-        if here.is_none() && self.read_row(plan, key).await?.is_some() {
+        if here.is_none() && !known.is_empty() && self.read_row(plan, key).await?.is_some() {
             return Err(Trouble::unmet("the row has come just now"));
         }
         let others: Vec<_> = known.iter().map(|write| write.as_write()).collect();
@@ -153,11 +154,12 @@ impl Lane<'_> {
     }
 
     /// The write of the open transaction on a row, and the others that are in the row here: applied, and not set aside.
+    /// Of one that is forgotten only its `effect` is known.
     async fn known_writes(
         &mut self,
         plan: usize,
         row: Digest,
-        incoming: RowVersion,
+        (incoming, effect): (RowVersion, Effect),
     ) -> Settled<(KnownWrite, Vec<KnownWrite>)> {
         let writes = {
             let mut history = self.shared.recent.lock();
@@ -178,7 +180,15 @@ impl Lane<'_> {
                 |known: &KnownWrite| aside.contains(&(known.version.origin, known.version.lsn));
             known.retain(|known| !is_aside(known));
         }
-        let own = own.pop().ok_or_else(|| Trouble::row("the write is not remembered"))?;
+        let forgotten = || KnownWrite {
+            version: incoming,
+            vector: VersionVector::new(),
+            effect,
+            changed: BTreeSet::new(),
+            settled: true,
+        };
+        let own = own.pop().or_else(|| self.is_forgotten().then(forgotten));
+        let own = own.ok_or_else(|| Trouble::row("the write is not remembered"))?;
         Ok((own, known))
     }
 

@@ -24,25 +24,14 @@ impl Lane<'_> {
         };
         (self.open, self.late) = (None, None);
         self.current.clear();
-        let answer = match done {
-            Ok(()) => Ok(()),
-            Err(Trouble::Row { reason, .. }) => {
-                self.session.reset().await?;
-                self.must("rollback", &[]).await?;
-                if let Asked::Quarantined(id) = retry.asked {
-                    let id = id.to_string();
-                    let parameters =
-                        [Parameter::Text(id.as_bytes()), Parameter::Text(reason.as_bytes())];
-                    self.must(include_str!("../../sql/note_retry.sql"), &parameters).await?;
-                }
-                Err(reason)
-            }
+        let failed = match done {
+            Ok(()) => None,
+            Err(Trouble::Row { reason, .. }) => Some(reason),
+            // Somebody has a lock: who has asked for it asks again.
             Err(Trouble::Stop(Stop::Failed(failure)))
                 if failure.is_passing() && matches!(retry.asked, Asked::Local(_)) =>
             {
-                self.session.reset().await?;
-                self.must("rollback", &[]).await?;
-                Err(failure.text())
+                Some(failure.text())
             }
             Err(Trouble::Stop(stop)) => {
                 let reason = match &stop {
@@ -53,7 +42,16 @@ impl Lane<'_> {
                 return Err(stop);
             }
         };
-        let _ = retry.answer.send(answer);
+        if let Some(reason) = &failed {
+            self.session.reset().await?;
+            self.must("rollback", &[]).await?;
+            if let Asked::Quarantined(id) = retry.asked {
+                let id = id.to_string();
+                let parameters = [&id, reason].map(|text| Parameter::Text(text.as_bytes()));
+                self.must(include_str!("../../sql/note_retry.sql"), &parameters).await?;
+            }
+        }
+        let _ = retry.answer.send(failed.map_or(Ok(()), Err));
         Ok(())
     }
 
