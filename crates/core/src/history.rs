@@ -11,14 +11,16 @@
 mod arrivals;
 mod forgetting;
 mod policies;
+mod writes;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use arrivals::Arrivals;
+pub use writes::KnownWrite;
 
 use crate::ids::NodeId;
 use crate::lsn::Lsn;
-use crate::policy::{Effect, Epochs, Write};
+use crate::policy::Epochs;
 use crate::time::Timestamp;
 use crate::version::{RowVersion, VersionVector};
 
@@ -79,30 +81,6 @@ const INVERSION_US: i64 = 1_000_000;
 /// Among how many commits from the first unseen one the earliest time is looked for: as many sessions may commit at the
 /// same instant. A row whose time is missed is still older than the transaction, which wins.
 const INVERSION_COMMITS: usize = 64;
-
-/// A write on a row of a table with a policy of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KnownWrite {
-    /// Who wrote and when.
-    pub version: RowVersion,
-    /// What the writer had seen of the others.
-    pub vector: VersionVector,
-    /// What was done.
-    pub effect: Effect,
-    /// The columns that were changed.
-    pub changed: BTreeSet<u16>,
-    /// Whether it was decided upon with what was known then, or is of this node: a write that becomes known after that,
-    /// and had not seen it, does not count yet.
-    pub settled: bool,
-}
-
-impl KnownWrite {
-    /// The write as policies look at it.
-    pub fn as_write(&self) -> Write<'_> {
-        let Self { version, vector, effect, changed, settled: _ } = self;
-        Write { version: *version, seen: vector, effect: *effect, changed }
-    }
-}
 
 /// What an entry is, for forgetting it.
 #[derive(Clone, Copy, Debug)]
@@ -339,48 +317,6 @@ impl History {
         last
     }
 
-    /// A write on a row of a table with a policy of its own. Answers whether another one is known that it had not seen.
-    /// What one transaction does to one row is one write.
-    pub fn wrote(&mut self, row: Digest, write: KnownWrite) -> bool {
-        let version = write.version;
-        let writes = self.writes.entry(row).or_default();
-        let unseen = writes.iter().any(|known| !write.as_write().covers(known.version));
-        match writes.binary_search_by_key(&version, |known| known.version) {
-            Ok(at) if writes[at].effect == Effect::Insert && write.effect == Effect::Update => {}
-            Ok(at) => {
-                let mut changed = std::mem::take(&mut writes[at].changed);
-                changed.extend(&write.changed);
-                writes[at] = KnownWrite { changed, ..write };
-            }
-            Err(at) => {
-                writes.insert(at, write);
-                let entries = self.entries.entry(version.origin).or_default();
-                entries.push_back((version.lsn, Entry::Write(row)));
-            }
-        }
-        unseen
-    }
-
-    /// A write on a row of a table with a policy of its own is decided upon with what is known now, or is still to be.
-    pub fn set_settled(&mut self, row: Digest, version: RowVersion, settled: bool) {
-        let writes = self.writes.get_mut(&row).into_iter().flatten();
-        for write in writes.filter(|write| write.version == version) {
-            write.settled = settled;
-        }
-    }
-
-    /// Whether a write on a row of a table with a policy of its own was decided upon without this one, which had not
-    /// seen it.
-    pub fn missed(&self, row: Digest, writer: &Writer<'_>) -> bool {
-        let mut writes = self.writes(row).iter();
-        writes.any(|known| known.settled && !writer.has_seen(&known.version))
-    }
-
-    /// The writes on a row of a table with a policy of its own that are remembered, earliest first.
-    pub fn writes(&self, row: Digest) -> &[KnownWrite] {
-        self.writes.get(&row).map(Vec::as_slice).unwrap_or_default()
-    }
-
     /// The latest write of another row than `row` that claims a unique value and is later than `version`: it takes the
     /// value from `row`, wherever its own row is now.
     pub fn taken_by(&self, value: Digest, row: Digest, version: RowVersion) -> Option<RowVersion> {
@@ -426,7 +362,10 @@ impl History {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::policy::Effect;
 
     fn node(number: u16) -> NodeId {
         NodeId::new(number).unwrap()

@@ -53,6 +53,8 @@ const LOOKS_MAX: usize = 8;
 const TRIES_UNTOLD_MAX: u32 = 50;
 /// How many times as long is waited at most before a lane is asked again.
 const PATIENCE_MAX: u32 = 20;
+/// From when on a place waits for long: then what is remembered for it has a bound.
+const LONG: Duration = Duration::from_secs(5);
 /// The wait before what could not be looked at is tried again: a row may be locked for long.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -82,6 +84,7 @@ pub(crate) struct Recheck {
     pub(crate) place: Place,
     /// The transactions of others that may meet the place: until they are applied, nothing is there to be seen.
     pub(crate) awaits: VersionVector,
+    asked_at: Instant,
     /// How often it was looked at in vain.
     tries: u32,
     /// Not to be looked at again before.
@@ -95,7 +98,8 @@ impl Recheck {
         place: Place,
         awaits: VersionVector,
     ) -> Self {
-        Self { relation, change, version, place, awaits, tries: 0, not_before: None }
+        let asked_at = Instant::now();
+        Self { relation, change, version, place, awaits, asked_at, tries: 0, not_before: None }
     }
 }
 
@@ -108,6 +112,8 @@ pub(crate) struct Rechecks {
     are_done: AtomicBool,
     /// The spools have been read.
     are_told: AtomicBool,
+    /// Since when the longest has waited that could not be looked at yet.
+    waits_since: Mutex<Option<Instant>>,
 }
 
 impl Rechecks {
@@ -127,10 +133,26 @@ impl Rechecks {
         self.are_done.load(Ordering::Acquire)
     }
 
+    /// Whether the spools have been read at the start.
+    pub(crate) fn are_told(&self) -> bool {
+        self.are_told.load(Ordering::Acquire)
+    }
+
+    /// Whether a place waits for long: somebody has its row locked, or what may meet it is not applied.
+    pub(crate) fn wait_for_long(&self) -> bool {
+        let since = *self.waits_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() > LONG)
+    }
+
+    fn note_waiting(&self, waiting: &[Recheck]) {
+        let since = waiting.iter().map(|recheck| recheck.asked_at).min();
+        *self.waits_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
     /// Nothing of what was asked for so far waits, if nothing else was asked for.
     fn note_done(&self) {
         let pending = self.lock();
-        if pending.is_empty() && self.are_told.load(Ordering::Acquire) {
+        if pending.is_empty() && self.are_told() {
             self.are_done.store(true, Ordering::Release);
         }
     }
@@ -169,6 +191,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: Shutdown) -> Result<()> {
             },
             false => Ok(()),
         };
+        shared.rechecks.note_waiting(&waiting);
         if waiting.is_empty() {
             shared.rechecks.note_done();
         }

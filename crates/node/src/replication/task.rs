@@ -374,7 +374,7 @@ async fn progress(shared: &Shared) -> Result<()> {
         let received = shared.spools.tails();
         shared.gossip.publish(Facts { received, ..lag::facts(shared, ready, durable, wal_lsn) });
         // What was put into quarantine is applied: it is seen here before what it met is forgotten.
-        let held = quarantine::holds(shared, &client).await? || !shared.rechecks.are_done();
+        let held = quarantine::holds(shared, &client).await?;
         let stable = trim(shared, held, wal_lsn).await?;
         forget_lives(shared, &client, &stable).await?;
         rewrites::settle(shared, &client, &stable).await?;

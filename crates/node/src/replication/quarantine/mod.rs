@@ -32,11 +32,16 @@ pub(crate) enum Retried {
 /// How long a lane may take to try a change again.
 const RETRY_LIMIT: Duration = Duration::from_secs(60);
 
-/// Whether nothing may be forgotten now, since a change waits here that can be tried again.
+/// Whether nothing may be forgotten now, since a change waits here that can be tried again, or a row is still to be
+/// looked at beside a local write.
 ///
 /// # Errors
 /// The server cannot be asked.
 pub(crate) async fn holds(shared: &Shared, client: &Client) -> Result<bool> {
+    // How much the spools tell at the start is nobody's fault.
+    if !shared.rechecks.are_told() {
+        return Ok(true);
+    }
     let waits = client.query_again(include_str!("../sql/any_quarantined.sql"), &[]).await?;
     let waits = waits.first().is_some_and(|waits| waits.get(0));
     let config = &shared.config;
@@ -46,16 +51,18 @@ pub(crate) async fn holds(shared: &Shared, client: &Client) -> Result<bool> {
     };
     let writes = shared.recent.lock().len();
     let over = writes > config.quarantine_remembered_max || spool_full();
+    let for_long = waits || shared.rechecks.wait_for_long();
     // What was forgotten once does not come back.
-    let too_much = waits && (over || shared.retries.is_too_much());
+    let too_much = for_long && (over || shared.retries.is_too_much());
     if shared.retries.note_too_much(too_much) {
         tracing::warn!(
-            "too much was written since a change was put into quarantine: what it met is forgotten \
-             (replication.quarantine_remembered_max, replication.spool.bytes_max). When it is tried again, the later \
-             row stays; see `synapsedb repl quarantine`, and compare with `synapsedb verify` afterwards"
+            "too much was written since a change was put into quarantine, or since a row is locked that is to be \
+             looked at beside a local write: what it met is forgotten (replication.quarantine_remembered_max, \
+             replication.spool.bytes_max). A change that is tried again then gives way to a later row; see \
+             `synapsedb repl quarantine`, and compare with `synapsedb verify` afterwards"
         );
     }
-    Ok(waits && !too_much)
+    Ok((waits || !shared.rechecks.are_done()) && !too_much)
 }
 
 /// The oldest changes in quarantine; one more than asked for, if there is one.

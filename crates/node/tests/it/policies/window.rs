@@ -132,6 +132,9 @@ async fn a_place_is_taken_where_none_was_left(cluster: &Cluster, hold: &Hold) {
     cluster.all_show("select v from windowed where id > 1 order by id", &["b", "d"]).await;
 }
 
+/// What a node says that forgets what is still to be decided upon.
+const FORGOTTEN: &str = "what it met is forgotten";
+
 /// Whether the function is one that cannot decide.
 const IS_BROKEN: &str =
     "select count(*) from pg_proc where proname = 'window_merge' and prosrc like '%no merge%'";
@@ -185,9 +188,28 @@ async fn what_is_forgotten_goes_by_the_time(cluster: &Cluster) {
     let hold = Hold { holder: here.session().await };
     cannot_be_decided(cluster, &hold, 8).await;
     everything_was_seen(cluster, "windowed_seen").await;
-    assert!(here.log().contains("what it met is forgotten"), "{}", here.log_tail());
+    assert!(here.log().contains(FORGOTTEN), "{}", here.log_tail());
     is_mended(cluster).await;
     cluster.all_show("select count(*) from windowed where id = 8", &["0"]).await;
+
+    // Nobody's lock keeps a node from forgetting for ever.
+    here.sql("insert into windowed values (9, 'old')").await;
+    cluster.all_show("select v from windowed where id = 9", &["old"]).await;
+    is_taken_where_none_was_left(cluster, &hold, 9).await;
+    let locker = here.session().await;
+    locker.batch_execute("begin; select from windowed where id = 9 for update").await.unwrap();
+    hold.off().await;
+    cluster.all_show("select v from windowed where id = 10", &["d"]).await;
+    eventually("it says that it forgets", NOTICED, async || {
+        match here.log().matches(FORGOTTEN).count() {
+            2 => Ok(()),
+            times => Err(format!("it has said so {times} times")),
+        }
+    })
+    .await;
+    locker.batch_execute("commit").await.unwrap();
+    here.sql("delete from windowed where id = 9").await;
+    cluster.all_show("select count(*) from windowed where id = 9", &["0"]).await;
 }
 
 /// The agent is killed before it could look at the place: the row is locked.

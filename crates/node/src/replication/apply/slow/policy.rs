@@ -180,14 +180,8 @@ impl Lane<'_> {
                 |known: &KnownWrite| aside.contains(&(known.version.origin, known.version.lsn));
             known.retain(|known| !is_aside(known));
         }
-        let forgotten = || KnownWrite {
-            version: incoming,
-            vector: VersionVector::new(),
-            effect,
-            changed: BTreeSet::new(),
-            settled: true,
-        };
-        let own = own.pop().or_else(|| self.is_forgotten().then(forgotten));
+        let forgotten = || self.is_forgotten().then(|| KnownWrite::forgotten(incoming, effect));
+        let own = own.pop().or_else(forgotten);
         let own = own.ok_or_else(|| Trouble::row("the write is not remembered"))?;
         Ok((own, known))
     }
