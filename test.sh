@@ -30,6 +30,11 @@ count() {
     failed=$((failed + ${added#* }))
 }
 
+# What the failed tests of a log have said, in a few words: in the log itself that stands far up, before long traces.
+why() {
+    grep -A 2 "' .*panicked at " "$1" | grep -v -e '^stack backtrace:' -e '^ *[0-9]*: ' -e '^--$' | cut -c 1-600 || true
+}
+
 # Runs one step: a failure without a failed test in its log, such as a build that fails, counts as one.
 step() {
     local name=$1 before=$failed status=0
@@ -37,6 +42,7 @@ step() {
     say "$name"
     "$@" 2>&1 | tee "$log/step" || status=$?
     count "$log/step"
+    if [ "$status" -ne 0 ]; then why "$log/step" >>"$log/why"; fi
     if [ "$status" -ne 0 ] && [ "$failed" -eq "$before" ]; then
         say "failed: $name"
         failed=$((failed + 1))
@@ -95,5 +101,9 @@ fi
 # With one process for all, so that they share a cluster where they break nothing.
 step 'cluster tests' cargo test --package synapsedb --locked --test it -- --test-threads="$CLUSTERS"
 
+if [ -s "$log/why" ]; then
+    say 'what the failed tests have said'
+    cat "$log/why"
+fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
