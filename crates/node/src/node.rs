@@ -1,5 +1,6 @@
 //! The wiring of the agent: every component, in order, on one page. A component holds no handle of a later one.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,17 +19,18 @@ use crate::{
     failover, gossip, members, metrics, peers, postgres, raft, replication, router, tls, twin,
 };
 
-/// Runs the agent until `stop` is cancelled or a component fails.
+/// Runs the agent of this configuration, which is in `file`, until `stop` is cancelled or a component fails.
 ///
 /// # Errors
 /// What kept a component from starting, or the error of the first one that failed. The data is untouched by either:
 /// the next start is the recovery.
-pub async fn run(config: AgentConfig, stop: Shutdown) -> Result<()> {
+pub async fn run(config: AgentConfig, file: &Path, stop: Shutdown) -> Result<()> {
     let grace = Duration::from_millis(config.node.stop_timeout_ms);
     let mut registry = metrics::registry();
     let mut tasks = Tasks::new(stop);
     let ground = Ground::start(&config, &mut tasks, &mut registry).await?;
-    start_services(config, ground, &mut tasks, registry)?;
+    let read_again = config.read_again(file.to_owned());
+    start_services(config, read_again, ground, &mut tasks, registry)?;
     tasks.run(grace).await
 }
 
@@ -125,6 +127,7 @@ impl Agreement {
 
 fn start_services(
     config: AgentConfig,
+    read_again: router::ReadAgain,
     ground: Ground,
     tasks: &mut Tasks,
     mut registry: Registry,
@@ -164,7 +167,8 @@ fn start_services(
     // Where applications connect.
     let (peers, local) = ways;
     let seen = (&gossip, &peers, &replication);
-    let world = router::World::new(&config.router, &identity, &raft, seen, local, &tls);
+    let world =
+        router::World::new(&config.router, &identity, &raft, seen, (local, read_again), &tls);
     let (router, task) = router::new(config.router, world, &mut registry)?;
     tasks.spawn("router", |stop| task.run(stop));
 

@@ -47,7 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let done = runtime.block_on(async {
         let stop = Shutdown::new();
         let signals = tokio::spawn(super::stop_on_signal(stop.clone()));
-        let done = crate::node::run(config, stop.clone()).await;
+        let done = crate::node::run(config, &arguments.config, stop.clone()).await;
         stop.cancel();
         signals.await.context("the signal handler panicked")??;
         done

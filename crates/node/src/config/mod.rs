@@ -116,6 +116,23 @@ impl AgentConfig {
         problems.into_result(config)
     }
 
+    /// How the router reads `file` again: what it says of the router, and the sections that say something else than
+    /// this configuration, which needs another start.
+    pub fn read_again(&self, file: PathBuf) -> router::ReadAgain {
+        let sections = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(sections)) => sections,
+            Ok(_) | Err(_) => serde_json::Map::new(),
+        };
+        let now = sections(self);
+        Box::new(move || {
+            let read = Self::load(&file)?;
+            let others = sections(&read).into_iter();
+            let others =
+                others.filter(|(name, said)| name != "router" && now.get(name) != Some(said));
+            Ok((read.router, others.map(|(name, _)| name).collect()))
+        })
+    }
+
     /// Parses and checks the text of a file called `name`, overridden by `environment` (names with the prefix
     /// `SYNAPSEDB_` and `__` between section and key). Reads nothing else.
     ///

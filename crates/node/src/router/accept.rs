@@ -38,8 +38,8 @@ pub(super) async fn accept_waiting(
 }
 
 fn begin(worker: &Rc<Worker>, endpoint: Endpoint, stream: TcpStream) {
-    match Arc::clone(&worker.shared.startups).try_acquire_owned() {
-        Ok(starting) => {
+    match worker.shared.startups.take(worker.shared.config().startups_max) {
+        Some(starting) => {
             let running = Running::new(&worker.shared);
             let worker = Rc::clone(worker);
             tokio::task::spawn_local(async move {
@@ -47,7 +47,7 @@ fn begin(worker: &Rc<Worker>, endpoint: Endpoint, stream: TcpStream) {
                 drop(running);
             });
         }
-        Err(_) => worker.shared.metrics.refused(endpoint, Refused::TooManyStartups),
+        None => worker.shared.metrics.refused(endpoint, Refused::TooManyStartups),
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Account {
     defaults: RefCell<String>,
     origins: RefCell<HashMap<Parameters, Rc<Origin>>>,
     pub(super) clients: Cell<usize>,
-    pub(super) pooling: Pooling,
+    pub(super) pooling: Cell<Pooling>,
     /// Its pools are kept filled.
     warm: Cell<bool>,
     pub(super) counters: Counters,
@@ -152,7 +152,7 @@ impl Account {
             defaults: RefCell::default(),
             origins: RefCell::default(),
             clients: Cell::new(0),
-            pooling,
+            pooling: Cell::new(pooling),
             warm: Cell::new(false),
             counters: Counters::default(),
             held: Cell::new(false),

@@ -21,7 +21,7 @@ impl Session {
     /// Whether a request has left a transaction open that this session may not have. What the client has sent meanwhile
     /// waits for the answer, so that nothing of it runs in that transaction.
     pub(super) fn leaves_open(&self, server: &Server) -> bool {
-        server.status != b'I' && self.account.pooling.mode == PoolMode::Statement
+        server.status != b'I' && self.account.pooling.get().mode == PoolMode::Statement
     }
 
     /// Rolls back what a request has left open. Its client is told in place of ReadyForQuery, which it has not got.

@@ -89,7 +89,7 @@ impl Session {
         end: End,
         mut lent: Lent,
     ) -> Result<Option<Lent>, Ended> {
-        let config = &self.worker.shared.config;
+        let config = &self.worker.shared.config();
         let grace = match end {
             End::PrimaryChanged(_) | End::Deaf => Some(config.primary_change_grace_ms),
             End::Draining => Some(config.drain_ms),

@@ -46,16 +46,16 @@ impl Endpoint {
 impl Shared {
     /// The endpoints that this agent has.
     pub(super) fn endpoints(&self) -> impl Iterator<Item = Endpoint> + use<> {
-        let split = self.config.split_listen.map(|_| Endpoint::Split);
+        let split = self.config().split_listen.map(|_| Endpoint::Split);
         [Endpoint::Read, Endpoint::Write].into_iter().chain(split)
     }
 
     /// Where an endpoint listens, as configured.
     pub(super) fn listens(&self, endpoint: Endpoint) -> SocketAddr {
         match endpoint {
-            Endpoint::Read => self.config.read_listen,
-            Endpoint::Write => self.config.write_listen,
-            Endpoint::Split => self.config.split_listen.unwrap_or(self.config.write_listen),
+            Endpoint::Read => self.config().read_listen,
+            Endpoint::Write => self.config().write_listen,
+            Endpoint::Split => self.config().split_listen.unwrap_or(self.config().write_listen),
         }
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn encode(
     flows(encoder, snapshots)?;
     pgbouncer_pools(encoder, snapshots)?;
     pgbouncer_stats(encoder, snapshots)?;
-    let max = ConstGauge::new(shared.config.clients_max as i64);
+    let max = ConstGauge::new(shared.config().clients_max as i64);
     let name = "pgbouncer_config_max_client_connections";
     let help = "The most clients at once, router.clients_max";
     let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

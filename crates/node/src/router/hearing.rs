@@ -65,7 +65,7 @@ impl Session {
 
     /// Whether a message, as far as it is there, needs the client's channels.
     fn needs_channels(&self, tag: u8, length: usize, body: Option<&[u8]>) -> bool {
-        if matches!(tag, b'Q' | b'P') && length > self.worker.shared.config.query_bytes_max {
+        if matches!(tag, b'Q' | b'P') && length > self.worker.shared.config().query_bytes_max {
             return true;
         }
         let Some(body) = body else { return false };
@@ -151,7 +151,7 @@ impl Session {
             }
             Err(error) => return Err(error.to_string()),
         }
-        let patience = Duration::from_millis(self.worker.shared.config.connect_timeout_ms);
+        let patience = Duration::from_millis(self.worker.shared.config().connect_timeout_ms);
         match timeout(patience, ended).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err("it ended".to_owned()),
@@ -213,7 +213,7 @@ impl Session {
         if pin.is_some() {
             return Ok(pin);
         }
-        let max = self.worker.shared.config.notifications_bytes_max;
+        let max = self.worker.shared.config().notifications_bytes_max;
         let ear = Rc::clone(self.entry.ear.get_or_init(|| Ear::new(&self.entry, max)));
         match self.share_channels(&mut lent.server, &ear, found, lent.pool.is_some()).await {
             Ok(Place::Shared) => {
@@ -249,7 +249,7 @@ impl Session {
         found: BTreeSet<String>,
         pooled: bool,
     ) -> Result<Place, String> {
-        let config = &self.worker.shared.config;
+        let config = &self.worker.shared.config();
         if found.len() + ear.channels() > config.listen_channels_max {
             return Ok(Place::Kept(TOO_MANY));
         }

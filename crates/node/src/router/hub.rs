@@ -93,7 +93,7 @@ impl Hub {
             ends: RefCell::default(),
             orders,
             tokens: Cell::new(0),
-            channels_max: worker.shared.config.listener_channels_max,
+            channels_max: worker.shared.config().listener_channels_max,
             lost: Cell::new(false),
         });
         tokio::task::spawn_local(run(Rc::downgrade(&hub), server, todo));

@@ -115,7 +115,7 @@ impl Session {
             super::console::wait_for_resume(&self.account, &self.entry).await?;
         }
         let patience = origin::patience(&self.worker, endpoint);
-        let wait_max = Duration::from_millis(self.worker.shared.config.query_wait_timeout_ms);
+        let wait_max = Duration::from_millis(self.worker.shared.config().query_wait_timeout_ms);
         self.reading.excused = self.asks_only_own();
         let got = reach(&self.worker, endpoint, &self.reading, patience, async |address| {
             let pool = self.account.pool(&self.worker, &address);

@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::OwnedSemaphorePermit;
-
-use super::Config;
 use super::roles::Role;
 use super::startup::Failure;
+use super::{Config, places};
 
 /// How many clients there may be; `None` for any number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,7 +112,7 @@ impl Counted {
         role: Option<&Role>,
         user: &str,
         database: &str,
-        permit: OwnedSemaphorePermit,
+        permit: places::Taken,
     ) -> Result<Place, Failure> {
         let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         present
@@ -135,7 +133,7 @@ pub(super) struct Place {
     counted: Counted,
     user: String,
     database: String,
-    _permit: OwnedSemaphorePermit,
+    _permit: places::Taken,
 }
 
 impl Drop for Place {

@@ -10,7 +10,6 @@ use synapsedb_pg::scram::{Keys, ScramError, ServerExchange, Verifier};
 use synapsedb_pg::wire::startup as wire;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::account::Account;
@@ -26,7 +25,7 @@ use super::session::Session;
 use super::socket::Socket;
 use super::startup::{self, Failure, FirstPacket, StartupError};
 use super::worker::Worker;
-use super::{Endpoint, certificate, listen};
+use super::{Endpoint, certificate, listen, places};
 use crate::tls::clients::Served;
 
 /// A client may ask for GSSAPI, then for TLS, and must then begin.
@@ -42,7 +41,7 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
     endpoint: Endpoint,
     stream: TcpStream,
-    starting: OwnedSemaphorePermit,
+    starting: places::Taken,
 ) {
     // Boxed, so that an idle session does not keep what it took to come in.
     let welcome = Box::pin(come_in(worker, endpoint, stream, starting)).await;
@@ -58,15 +57,15 @@ async fn come_in(
     worker: Rc<Worker>,
     endpoint: Endpoint,
     stream: TcpStream,
-    starting: OwnedSemaphorePermit,
+    starting: places::Taken,
 ) -> Option<Welcome> {
     let shared = Arc::clone(&worker.shared);
-    if let Err(error) = listen::tune(&stream, shared.config.keepalive_ms) {
+    if let Err(error) = listen::tune(&stream, shared.config().keepalive_ms) {
         tracing::debug!(endpoint = endpoint.name(), "a client vanished at once: {error}");
         return None;
     }
     let from = stream.peer_addr().ok();
-    let patience = Duration::from_millis(shared.config.startup_timeout_ms);
+    let patience = Duration::from_millis(shared.config().startup_timeout_ms);
     let Ok(greeted) = timeout(patience, greet(&worker, endpoint, stream)).await else {
         // As PostgreSQL does: a client that takes so long to say who it is is told nothing.
         shared.metrics.refused(endpoint, Refused::Slow);
@@ -151,7 +150,7 @@ async fn greet(
 ) -> Option<(certificate::Begun, First)> {
     let (mut client, mut shown) = certificate::begin(worker, endpoint, stream).await?;
     for _ in 0..FIRST_PACKETS_MAX {
-        let packet = startup::read(&mut client, worker.shared.config.startup_bytes_max).await;
+        let packet = startup::read(&mut client, worker.shared.config().startup_bytes_max).await;
         match (packet, client) {
             (Ok(FirstPacket::Startup { minor, parameters, .. }), client) => {
                 return Some(((client, shown), First::Session(Startup::new(minor, parameters))));
@@ -262,7 +261,7 @@ impl Arrival {
         let database = startup.parameter("database").unwrap_or(user);
         let place = self.place(startup)?;
         self.refuse_the_agents_role(user)?;
-        certificate::check(&self.worker.shared.config, &self.client, user)
+        certificate::check(&self.worker.shared.config(), &self.client, user)
             .map_err(|failure| Turned::new(Refused::Password, &failure))?;
         let role = self.worker.roles.look_up(user, database).await.map_err(|why| {
             let failure = Failure {
@@ -286,7 +285,7 @@ impl Arrival {
         let account = self.worker.account(user, database);
         account.proved(keys);
         let shared = &self.worker.shared;
-        let place = shared.counted.enter(&shared.config, role.as_ref(), user, database, place);
+        let place = shared.counted.enter(&shared.config(), role.as_ref(), user, database, place);
         let place = place.map_err(|failure| Turned::new(Refused::TooManyClients, &failure))?;
         if let Some(role) = &role {
             account.begins_with(&role.defaults);
@@ -303,19 +302,19 @@ impl Arrival {
     }
 
     /// One of the `clients_max` places.
-    fn place(&self, startup: &Startup) -> Result<OwnedSemaphorePermit, Turned> {
+    fn place(&self, startup: &Startup) -> Result<places::Taken, Turned> {
         let shared = &self.worker.shared;
         if shared.draining.is_cancelled() {
             let draining = super::ending::draining();
             return Err(Turned::new(Refused::Draining, &draining));
         }
-        Arc::clone(&shared.clients).try_acquire_owned().map_err(|_| {
+        let max = shared.config().clients_max;
+        shared.clients.take(max).ok_or_else(|| {
             tracing::debug!(user = startup.parameter("user"), "no place for a client");
             let failure = Failure {
                 sqlstate: "53300",
                 message: format!(
-                    "sorry, too many clients already: this agent serves {} at once",
-                    shared.config.clients_max
+                    "sorry, too many clients already: this agent serves {max} at once"
                 ),
                 hint: "Close sessions that are not in use, or raise router.clients_max.".to_owned(),
             };
@@ -385,7 +384,7 @@ impl Arrival {
             Ok(done) => Ok(done),
             Err(Wrong { failure, guess }) => {
                 if guess {
-                    let delay = self.worker.shared.config.failed_login_delay_ms;
+                    let delay = self.worker.shared.config().failed_login_delay_ms;
                     tokio::time::sleep(Duration::from_millis(delay)).await;
                 }
                 let why = if guess { Refused::Password } else { Refused::Malformed };
@@ -452,7 +451,7 @@ enum Admitted {
     Operator {
         user: String,
         may_change: bool,
-        place: OwnedSemaphorePermit,
+        place: places::Taken,
     },
 }
 

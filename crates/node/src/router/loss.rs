@@ -70,7 +70,7 @@ impl Session {
             };
             let whole = HEADER_BYTES + length;
             // A server connection is not held by half a request.
-            let needed = whole.min(self.worker.shared.config.query_bytes_max);
+            let needed = whole.min(self.worker.shared.config().query_bytes_max);
             let is_there =
                 self.inbox.len() >= needed && (!self.is_judged() || self.is_request_there());
             match tag {

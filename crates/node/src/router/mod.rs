@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
+use arc_swap::{ArcSwap, Guard};
 use prometheus_client::registry::Registry;
 use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
 use synapsedb_core::ids::NodeId;
 use synapsedb_core::state::ClusterState;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::Identity;
@@ -61,9 +62,11 @@ mod outcome;
 mod own;
 mod own_statements;
 mod pid;
+mod places;
 mod pool;
 mod pooling;
 mod reach;
+mod reload;
 mod repeat;
 mod report;
 mod roles;
@@ -97,6 +100,7 @@ pub use certificate::{CertificateRole, ClientCertificates};
 pub use dial::ServerTls;
 pub use endpoint::Endpoint;
 pub use pooling::PoolRule;
+pub use reload::ReadAgain;
 use snapshot::Snapshot;
 pub use task::Task;
 pub use token::Consistency;
@@ -280,7 +284,11 @@ pub struct Local {
 
 /// What all parts of the router share.
 struct Shared {
-    config: Config,
+    /// What is in force: [`Shared::config`].
+    config: ArcSwap<Config>,
+    read_again: ReadAgain,
+    /// Held while the configuration is read again.
+    reloading: tokio::sync::Mutex<()>,
     own: NodeId,
     state: watch::Receiver<Arc<ClusterState>>,
     view: watch::Receiver<Arc<gossip::View>>,
@@ -292,9 +300,9 @@ struct Shared {
     peers: Option<peers::Handle>,
     replication: Option<replication::Handle>,
     metrics: metrics::Metrics,
-    clients: Arc<Semaphore>,
+    clients: places::Places,
     counted: limits::Counted,
-    startups: Arc<Semaphore>,
+    startups: places::Places,
     /// Makes up the salt of a role that does not exist, so that it looks like one that does.
     mock_secret: [u8; 32],
     workers: usize,
@@ -312,6 +320,11 @@ struct Shared {
 }
 
 impl Shared {
+    /// The configuration that is in force at this moment; takes no lock.
+    fn config(&self) -> Guard<Arc<Config>> {
+        self.config.load()
+    }
+
     /// What the workers have said last.
     fn snapshots(&self) -> Vec<Snapshot> {
         let read =
@@ -372,9 +385,9 @@ impl Handle {
             split_listen: self.split_listen.map(|address| address.to_string()),
             tls: shared.tls.is_some(),
             primary: shared.state.borrow().primary.map(NodeId::get),
-            pool_mode: shared.config.pool_mode,
-            clients: shared.config.clients_max - shared.clients.available_permits(),
-            clients_max: shared.config.clients_max,
+            pool_mode: shared.config().pool_mode,
+            clients: shared.clients.taken(),
+            clients_max: shared.config().clients_max,
             endpoints: snapshot::endpoints(shared, &snapshots),
             pools: snapshot::pools(&snapshots),
             draining: shared.draining.is_cancelled(),
@@ -401,6 +414,8 @@ pub struct World {
     pub tls: Option<tls::clients::Files>,
     /// The authorities that servers' certificates are checked against, unless the configuration names others.
     pub authorities: Arc<RootCertStore>,
+    /// Reads the agent's file again.
+    pub read_again: ReadAgain,
 }
 
 impl World {
@@ -410,7 +425,7 @@ impl World {
         identity: &Identity,
         raft: &raft::Handle,
         (gossip, peers, replication): (&gossip::Handle, &peers::Handle, &replication::Handle),
-        local: Local,
+        (local, read_again): (Local, ReadAgain),
         tls: &tls::Handle,
     ) -> Self {
         Self {
@@ -422,6 +437,7 @@ impl World {
             replication: Some(replication.clone()),
             tls: Some(tls.client_files(config.client_authority(), config.client_revocations())),
             authorities: tls.authorities(),
+            read_again,
         }
     }
 }
@@ -445,16 +461,17 @@ pub fn new(config: Config, world: World, registry: &mut Registry) -> Result<(Han
     for _ in 1..workers {
         listeners.push(listen::all(read_listen, write_listen, split_listen)?);
     }
-    let places = |max: usize| Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let (commands, orders) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
-    let World { own, state, view, local, peers, replication, tls, authorities } = world;
+    let World { own, state, view, local, peers, replication, tls, authorities, read_again } = world;
     let tls = tls.map(|files| served::Certificates::load(files, registry)).transpose()?;
     let shared = Arc::new(Shared {
-        clients: places(config.clients_max),
+        clients: places::Places::default(),
         counted: limits::Counted::default(),
-        startups: places(config.startups_max),
+        startups: places::Places::default(),
         dialer: dial::Dialer::new(&config, authorities)?,
-        config,
+        config: ArcSwap::from_pointee(config),
+        read_again,
+        reloading: tokio::sync::Mutex::default(),
         own,
         state,
         view,

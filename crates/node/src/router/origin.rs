@@ -79,7 +79,7 @@ pub(super) async fn find(
     parameters: &Parameters,
     wish: Wish,
 ) -> Result<(Rc<Origin>, Greeting), Turned> {
-    let pooled = account.pooling.mode != PoolMode::Session && !wish.replicates;
+    let pooled = account.pooling.get().mode != PoolMode::Session && !wish.replicates;
     if pooled
         && wish.known
         && let Some(origin) = account.origin(parameters)
@@ -131,7 +131,7 @@ pub(super) async fn find(
 
 /// How long a client waits for a node that can serve it.
 pub(super) fn patience(worker: &Worker, endpoint: Endpoint) -> Duration {
-    let config = &worker.shared.config;
+    let config = &worker.shared.config();
     Duration::from_millis(match endpoint {
         Endpoint::Read => config.read_wait_ms,
         Endpoint::Write | Endpoint::Split => config.write_wait_ms,

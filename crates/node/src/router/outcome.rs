@@ -42,7 +42,7 @@ pub(super) struct Marks {
 
 impl Marks {
     pub(super) fn new(shared: &Shared) -> Self {
-        let replication = shared.replication.as_ref().filter(|_| shared.config.resolve_commits);
+        let replication = shared.replication.as_ref().filter(|_| shared.config().resolve_commits);
         let local = shared.local.as_ref();
         let written = replication
             .zip(local)
@@ -291,7 +291,7 @@ impl Session {
         let mut answers: FuturesUnordered<_> = state.active_nodes().map(ask).collect();
         let answer = tokio::select! {
             answer = answers.next() => answer.unwrap_or(Answer::Unknown),
-            () = tokio::time::sleep(Duration::from_millis(shared.config.resolve_wait_ms)) => {
+            () = tokio::time::sleep(Duration::from_millis(shared.config().resolve_wait_ms)) => {
                 Answer::Unknown
             }
             () = shared.draining.cancelled() => Answer::Unknown,

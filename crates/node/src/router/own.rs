@@ -112,7 +112,7 @@ impl Session {
         let value = if value.is_empty() { begun.as_str() } else { value };
         match (setting, value) {
             (OwnSetting::Consistency, "") => {
-                self.reading.consistency = self.worker.shared.config.consistency;
+                self.reading.consistency = self.worker.shared.config().consistency;
             }
             (OwnSetting::ReportToken, "") => self.reports_token = false,
             (OwnSetting::Route, "") => self.set_hint(None)?,

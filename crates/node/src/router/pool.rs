@@ -40,6 +40,8 @@ pub(super) struct Pool {
     waiting: RefCell<VecDeque<Rc<Waiter>>>,
     /// Connections that were opened before then are not lent again.
     opened_after: Cell<Option<Instant>>,
+    /// It has become smaller: what is too much is closed when it comes back.
+    shrinks: Cell<bool>,
     /// Transactions of this worker on the node, those of all its pools.
     pub(super) lent: Rc<Cell<u64>>,
     /// What listens for the clients.
@@ -95,6 +97,7 @@ impl Pool {
             connecting: Cell::new(0),
             waiting: RefCell::default(),
             opened_after: Cell::new(None),
+            shrinks: Cell::new(false),
             lent: worker.lent(address.node),
             hub: Mutex::default(),
             address,
@@ -166,7 +169,7 @@ impl Pool {
     /// Takes a connection back that was lent and is quiet, outside a transaction.
     pub(super) fn give_back(self: &Rc<Self>, mut server: Box<Server>) {
         server.used = Instant::now();
-        if self.is_worn_out(&server) {
+        if self.is_worn_out(&server) || self.is_one_too_many() {
             self.lost();
             self.serve_waiting();
             return;
@@ -303,12 +306,30 @@ impl Pool {
     }
 
     fn size_max(&self) -> usize {
-        let size = self.account.upgrade().map_or(1, |account| account.pooling.size);
+        let size = self.account.upgrade().map_or(1, |account| account.pooling.get().size);
         self.worker.upgrade().map_or(1, |worker| worker.part_of(size).max(1))
     }
 
+    /// Whether a connection must go since there may be fewer now.
+    fn is_one_too_many(&self) -> bool {
+        if self.shrinks.get() && self.open.get() <= self.size_max() {
+            self.shrinks.set(false);
+        }
+        self.shrinks.get()
+    }
+
+    /// The size may be another one now: closes what is idle and too much, and opens for those who wait.
+    pub(super) fn fit(self: &Rc<Self>) {
+        self.shrinks.set(true);
+        while self.is_one_too_many() && self.idle.borrow_mut().pop().is_some() {
+            self.lost();
+        }
+        self.serve_waiting();
+    }
+
     fn is_worn_out(&self, server: &Server) -> bool {
-        let lifetime = self.worker.upgrade().map(|worker| worker.shared.config.server_lifetime_ms);
+        let lifetime =
+            self.worker.upgrade().map(|worker| worker.shared.config().server_lifetime_ms);
         let lifetime = Duration::from_millis(lifetime.unwrap_or(0));
         (!lifetime.is_zero() && server.opened.elapsed() >= lifetime)
             || self.opened_after.get().is_some_and(|after| server.opened <= after)

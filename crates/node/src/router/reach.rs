@@ -87,7 +87,7 @@ pub(super) async fn reach<T>(
         tokio::select! {
             () = changed => {}
             () = worker.shared.draining.cancelled() => {}
-            () = tokio::time::sleep(Duration::from_millis(worker.shared.config.retry_ms)) => {}
+            () = tokio::time::sleep(Duration::from_millis(worker.shared.config().retry_ms)) => {}
         }
     }
 }

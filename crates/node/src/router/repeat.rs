@@ -136,7 +136,7 @@ impl Session {
             (true, Endpoint::Read) if server.status == b'I' => {
                 let bytes_max = match self.turns.is_guess {
                     // On the primary all of it must run.
-                    true => self.worker.shared.config.query_bytes_max,
+                    true => self.worker.shared.config().query_bytes_max,
                     false => REQUEST_BYTES_MAX,
                 };
                 self.repeat.begin(self.request(data), bytes_max);

@@ -265,7 +265,7 @@ pub(super) async fn open(
     keys: Option<&Arc<Keys>>,
     shared: &Shared,
 ) -> Result<Opened, ConnectError> {
-    let patience = Duration::from_millis(shared.config.connect_timeout_ms);
+    let patience = Duration::from_millis(shared.config().connect_timeout_ms);
     match timeout(patience, login(address, parameters, keys, shared)).await {
         Ok(outcome) => outcome,
         Err(_) => {
@@ -447,7 +447,7 @@ pub(super) async fn next_message(
 
 /// Asks a server to cancel what a session works on. As in PostgreSQL nobody learns whether it hit anything.
 pub(super) async fn cancel(key: &CancelKey, shared: &Shared) -> io::Result<()> {
-    let patience = Duration::from_millis(shared.config.connect_timeout_ms);
+    let patience = Duration::from_millis(shared.config().connect_timeout_ms);
     let sent = timeout(patience, async {
         let mut io = shared.dialer.connect(&key.address).await?;
         io.say(&startup::cancel_request(&key.data)).await?;

@@ -162,7 +162,7 @@ impl Session {
         place: Place,
     ) -> Self {
         account.clients.set(account.clients.get() + 1);
-        let consistency = worker.shared.config.consistency;
+        let consistency = worker.shared.config().consistency;
         let split = Split::at(entry.client.endpoint, &worker.names, &account.database);
         let (wanted, reported) = (Rc::clone(&origin.settings), Rc::clone(&origin.reported));
         Self {

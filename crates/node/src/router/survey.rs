@@ -66,7 +66,7 @@ impl Worker {
 
 /// All members at once; who is known to be away is not asked.
 async fn ask_all(shared: &Shared) -> Told {
-    let patience = Duration::from_millis(shared.config.position_timeout_ms);
+    let patience = Duration::from_millis(shared.config().position_timeout_ms);
     let members: Vec<NodeId> = shared.state.borrow().present().map(|(node, _)| node).collect();
     let answers = members.into_iter().map(|node| async move {
         let answer = match (away(shared, node), &shared.replication) {

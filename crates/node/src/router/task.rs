@@ -50,7 +50,7 @@ impl Task {
         let mut all = std::pin::pin!(all);
         let certificates = async {
             if let Some(tls) = &shared.tls {
-                let interval = shared.config.tls_reload_interval_ms.max(1);
+                let interval = shared.config().tls_reload_interval_ms.max(1);
                 tls.follow(std::time::Duration::from_millis(interval), &stop).await;
             }
             // The other two say when it ends.

@@ -114,7 +114,7 @@ impl Session {
 
     /// Whether one request is sent at a time: on a reader, and where none may leave a transaction open.
     pub(super) fn is_one_by_one(&self) -> bool {
-        self.turns.one_by_one || self.account.pooling.mode == PoolMode::Statement
+        self.turns.one_by_one || self.account.pooling.get().mode == PoolMode::Statement
     }
 
     /// A request has been sent.
@@ -216,7 +216,7 @@ impl Session {
 
     /// Keeps what the client sends while its request is under way alone. Whether anything came.
     fn collect(&mut self, cx: &mut Context<'_>) -> Result<bool, Turn> {
-        if self.inbox.len() >= self.worker.shared.config.query_bytes_max {
+        if self.inbox.len() >= self.worker.shared.config().query_bytes_max {
             return Ok(false);
         }
         let worker = Rc::clone(&self.worker);

@@ -186,7 +186,7 @@ impl<'a> Up<'a, '_> {
     }
 
     fn query(&mut self, length: usize) -> Result<Step, Failure> {
-        if length > self.session.worker.shared.config.query_bytes_max {
+        if length > self.session.worker.shared.config().query_bytes_max {
             self.too_long();
         } else {
             let Some(body) = self.body(length) else { return Ok(Step::More) };
@@ -234,7 +234,7 @@ impl<'a> Up<'a, '_> {
 
     fn parse(&mut self, length: usize) -> Result<Step, Failure> {
         self.session.batch_open = true;
-        if length > self.session.worker.shared.config.query_bytes_max {
+        if length > self.session.worker.shared.config().query_bytes_max {
             return self.parse_long(length);
         }
         let Some(body) = self.body(length) else { return Ok(Step::More) };
@@ -290,7 +290,7 @@ impl<'a> Up<'a, '_> {
     fn parse_long(&mut self, length: usize) -> Result<Step, Failure> {
         if self.session.turns.one_by_one {
             // It would keep the session on a reader.
-            let max = self.session.worker.shared.config.query_bytes_max;
+            let max = self.session.worker.shared.config().query_bytes_max;
             let text = format!(
                 "a Parse of {length} bytes on a reader; the most is router.query_bytes_max, {max}"
             );
@@ -450,7 +450,7 @@ impl<'a> Up<'a, '_> {
 
     /// Puts a Parse out, and a Close of what has to make room for it.
     fn prepare(&mut self, statement: &Rc<Statement>) {
-        let max = self.session.worker.shared.config.prepared_statements_max;
+        let max = self.session.worker.shared.config().prepared_statements_max;
         if let Some(evicted) = self.server.prepared.add(statement.id, max) {
             let name = statements::name(evicted);
             put_message(self.splice.output(), b'C', &[b"S", &name, b"\0"]);

@@ -20,8 +20,8 @@ pub(super) fn keep(worker: &Rc<Worker>, account: &Rc<Account>) {
 /// server has refused one that was to be opened ahead, or while the database may be about to be dropped: then the next
 /// login begins it anew. None either where every client has a connection of its own.
 pub(super) fn least(worker: &Worker, account: &Account) -> usize {
-    if account.is_warm() && account.pooling.mode != PoolMode::Session {
-        worker.part_of(worker.shared.config.pool_size_min)
+    if account.is_warm() && account.pooling.get().mode != PoolMode::Session {
+        worker.part_of(worker.shared.config().pool_size_min)
     } else {
         0
     }

@@ -161,7 +161,7 @@ impl Worker {
         let mut accounts = self.accounts.borrow_mut();
         let key = (user.to_owned(), database.to_owned());
         let known = accounts.entry(key).or_insert_with(|| {
-            let pooling = self.shared.config.pooling(user, database);
+            let pooling = self.shared.config().pooling(user, database);
             let account = Account::new(user, database, pooling);
             account.hold(self.holds.borrow().holds(database));
             Rc::new(account)
@@ -171,7 +171,7 @@ impl Worker {
 
     /// How long is waited for a client to take the last message.
     pub(super) fn farewell(&self) -> Duration {
-        Duration::from_millis(self.shared.config.farewell_ms)
+        Duration::from_millis(self.shared.config().farewell_ms)
     }
 
     pub(super) fn accounts(&self) -> Vec<Rc<Account>> {
@@ -281,11 +281,11 @@ impl Worker {
     }
 
     fn rest(&self) -> Duration {
-        Duration::from_millis(self.shared.config.retry_ms)
+        Duration::from_millis(self.shared.config().retry_ms)
     }
 
     /// Works out anew where transactions may go.
-    fn reroute(&self) {
+    pub(super) fn reroute(&self) {
         let shared = &self.shared;
         let state = Arc::clone(&shared.state.borrow());
         let view = Arc::clone(&shared.view.borrow());
@@ -303,7 +303,7 @@ impl Worker {
         };
         let primary = targets(Endpoint::Write).map(|targets| address(&targets[0]));
         let readers = targets(Endpoint::Read).map(|targets| {
-            let behind = behind(&targets, &view, shared.config.read_lag_max_ms);
+            let behind = behind(&targets, &view, shared.config().read_lag_max_ms);
             let behind_ms = |node| behind.iter().find(|(one, _)| *one == node).map(|(_, ms)| *ms);
             let reader = |target: &super::choose::Target| Reader {
                 address: address(target),
@@ -337,10 +337,10 @@ impl Worker {
     }
 
     async fn sweep(self: Rc<Self>) {
-        let idle_max = Duration::from_millis(self.shared.config.server_idle_timeout_ms);
         let mut sweeps = 0_u32;
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
+            let idle_max = Duration::from_millis(self.shared.config().server_idle_timeout_ms);
             sweeps += 1;
             let period_ends = sweeps.is_multiple_of(SWEEPS_OF_PERIOD);
             for account in self.accounts() {
@@ -416,7 +416,7 @@ pub(super) async fn run(
     for entry in worker.sessions.borrow().values() {
         entry.tell(End::Draining);
     }
-    let config = &worker.shared.config;
+    let config = &worker.shared.config();
     let patience = config.drain_ms.saturating_add(config.farewell_ms.saturating_mul(3));
     let ended = async {
         while worker.shared.running.load(Ordering::Acquire) > 0 {

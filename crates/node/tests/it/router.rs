@@ -1,5 +1,6 @@
 //! The two endpoints: sessions reach a healthy node, writes the primary, and both outlive a node.
 
+use std::process::Command;
 use std::time::Duration;
 
 use synapsedb_dev::{Cluster, Node, eventually};
@@ -135,4 +136,44 @@ async fn a_node_whose_server_is_down_gets_no_reads() {
         Ok(())
     })
     .await;
+}
+
+/// What psql shows of RELOAD on the console of node 1.
+fn reload(cluster: &Cluster) -> String {
+    let server = cluster.write_endpoint();
+    let port = server.port.to_string();
+    let output = Command::new("psql")
+        .args(["-X", "-h", "127.0.0.1", "-p", &port, "-U", &server.user, "synapsedb_admin"])
+        .args(["-c", "reload"])
+        .env("PGPASSWORD", &server.password)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agents_file_is_read_again_on_request() {
+    let cluster = shared().await;
+    let node = cluster.node(1);
+    let file = node.folder().join("agent.toml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(
+        reload(&cluster),
+        "RELOAD\nNOTICE:  nothing that RELOAD can change is otherwise than before\n"
+    );
+    node.configure("router.resolve_wait_ms", 5_001);
+    node.configure("router.workers", 5);
+    node.configure("raft.heartbeat_ms", 51);
+    assert_eq!(
+        reload(&cluster),
+        "RELOAD\nNOTICE:  changed: resolve_wait_ms\n\
+         DETAIL:  Changed only when the agent is started anew: router.workers, raft.\n"
+    );
+    node.configure("router.pool_sizes", 5);
+    let said = reload(&cluster);
+    for part in ["agent.toml:", "pool_sizes", "Nothing was changed"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    std::fs::write(&file, before).unwrap();
+    assert!(reload(&cluster).contains("changed: resolve_wait_ms"), "back");
 }

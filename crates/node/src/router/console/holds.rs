@@ -64,6 +64,8 @@ pub(in crate::router) enum Order {
     CloseIdle(String),
     /// Closes the connections of a role that nobody has now.
     CloseIdleOf(String),
+    /// Goes by the configuration that is in force now.
+    Reload,
 }
 
 impl Order {
@@ -75,7 +77,7 @@ impl Order {
             | Self::Reconnect(name)
             | Self::Count(name) => name.as_deref(),
             Self::Disable(name) | Self::Enable(name) | Self::CloseIdle(name) => Some(name),
-            Self::KillClient(_) | Self::CloseIdleOf(_) => None,
+            Self::KillClient(_) | Self::CloseIdleOf(_) | Self::Reload => None,
         }
     }
 }
@@ -110,8 +112,13 @@ pub(in crate::router) fn obey(worker: &Rc<Worker>, order: &Order) -> u64 {
         if !meant(&account.database) {
             continue;
         }
+        if matches!(order, Order::Reload) {
+            let config = worker.shared.config();
+            account.pooling.set(config.pooling(&account.user, &account.database));
+        }
         for pool in account.pools() {
             match order {
+                Order::Reload => pool.fit(),
                 Order::Pause(_) | Order::Kill(_) | Order::Reconnect(_) => pool.renew(),
                 Order::CloseIdle(_) => {
                     account.cool();
@@ -141,7 +148,8 @@ pub(in crate::router) fn obey(worker: &Rc<Worker>, order: &Order) -> u64 {
             | Order::Disable(_)
             | Order::Enable(_)
             | Order::CloseIdle(_)
-            | Order::CloseIdleOf(_) => false,
+            | Order::CloseIdleOf(_)
+            | Order::Reload => false,
         };
         if kill {
             entry.tell(End::Killed);
@@ -178,6 +186,7 @@ fn change(worker: &Worker, order: &Order) {
         Order::Enable(name) => {
             holds.disabled.remove(name);
         }
+        Order::Reload => worker.reroute(),
         Order::Reconnect(_)
         | Order::Count(_)
         | Order::KillClient(_)

@@ -9,13 +9,13 @@ use std::time::Duration;
 use bytes::BytesMut;
 use synapsedb_pg::wire::startup as wire;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::account::Account;
 use super::ending::{draining, killed};
 use super::entry::{Activity, End, Entry};
 use super::login::Turned;
 use super::metrics::{EndedBy, Refused};
+use super::places;
 use super::roles::Role;
 use super::socket::Socket;
 use super::startup::Failure;
@@ -98,7 +98,7 @@ pub(super) async fn wait_for_resume(account: &Account, entry: &Entry) -> Result<
 /// It took too long.
 pub(super) async fn wait_to_come_in(worker: &Worker, account: &Account) -> Result<(), Turned> {
     // Before the limit of the whole login, so that the client is told why.
-    let patience = Duration::from_millis(worker.shared.config.startup_timeout_ms / 2);
+    let patience = Duration::from_millis(worker.shared.config().startup_timeout_ms / 2);
     tokio::time::timeout(patience, account.resumed()).await.map_err(|_| {
         let failure = Failure {
             sqlstate: "57P03",
@@ -116,7 +116,7 @@ pub(super) struct Console {
     entry: Rc<Entry>,
     /// May do more than look.
     may_change: bool,
-    _place: OwnedSemaphorePermit,
+    _place: places::Taken,
     inbox: BytesMut,
     extended: extended::Extended,
 }
@@ -127,7 +127,7 @@ impl Console {
         io: Socket,
         entry: Rc<Entry>,
         may_change: bool,
-        place: OwnedSemaphorePermit,
+        place: places::Taken,
     ) -> Self {
         let extended = extended::Extended::default();
         Self { worker, io, entry, may_change, _place: place, inbox: BytesMut::new(), extended }

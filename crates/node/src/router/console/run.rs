@@ -101,14 +101,10 @@ impl Console {
             }
             Command::Set(name) => Err(refused(
                 "0A000",
-                format!("setting \"{name}\" cannot be changed while the agent runs"),
-                "Set it in section [router] of agent.toml and start the agent anew. Nothing was changed.",
+                format!("setting \"{name}\" is changed in the agent's file"),
+                "Set it in section [router] of agent.toml, then RELOAD. Nothing was changed.",
             )),
-            Command::Reload => Err(refused(
-                "0A000",
-                "RELOAD is not implemented: the agent reads its configuration when it starts",
-                "Start the agents anew one after the other, or replace certificates in place. Nothing was changed.",
-            )),
+            Command::Reload => self.reload().await,
             Command::Suspend => Err(refused(
                 "0A000",
                 "SUSPEND is not implemented",
@@ -123,6 +119,22 @@ impl Console {
         })
     }
 
+    /// Reads the agent's file again, and says what that has changed.
+    async fn reload(&self) -> Result<Reply, Failure> {
+        let reloaded = self.worker.shared.reload().await.map_err(|error| {
+            let hint = "Mend the file and RELOAD again. Nothing was changed.";
+            refused("F0000", format!("{error:#}"), hint)
+        })?;
+        let notice = match &reloaded.changed[..] {
+            [] => "nothing that RELOAD can change is otherwise than before".to_owned(),
+            changed => format!("changed: {}", changed.join(", ")),
+        };
+        let detail = (!reloaded.waiting.is_empty()).then(|| {
+            format!("Changed only when the agent is started anew: {}.", reloaded.waiting.join(", "))
+        });
+        Ok(Reply::Told { notice, detail, tag: "RELOAD" })
+    }
+
     /// Gives an order about a database to all workers.
     async fn order(&self, tag: &'static str, order: Order) -> Result<Reply, Failure> {
         match &order {
@@ -132,7 +144,7 @@ impl Console {
             | Order::Reconnect(name)
             | Order::Count(name) => not_the_console(name.as_deref())?,
             Order::Disable(name) | Order::Enable(name) => not_the_console(Some(name))?,
-            Order::KillClient(_) | Order::CloseIdle(_) | Order::CloseIdleOf(_) => {}
+            Order::KillClient(_) | Order::CloseIdle(_) | Order::CloseIdleOf(_) | Order::Reload => {}
         }
         self.worker.shared.order(&order).await;
         Ok(Reply::Done(tag))

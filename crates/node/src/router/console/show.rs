@@ -12,7 +12,7 @@ use super::{DATABASE, sockets, statistics};
 use crate::router::entry::Activity;
 use crate::router::snapshot::Snapshot;
 use crate::router::worker::Worker;
-use crate::router::{Config, PoolMode, Shared};
+use crate::router::{Config, PoolMode, Shared, reload};
 
 const HELP: &str = "
 \tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION
@@ -54,7 +54,7 @@ pub(super) async fn show(worker: &Rc<Worker>, what: Show) -> Reply {
         Show::Lists => lists(shared, &snapshots),
         Show::Databases => databases(shared, &snapshots),
         Show::Users => users(shared, &snapshots),
-        Show::Config => config(&shared.config),
+        Show::Config => config(&shared.config()),
         Show::Mem => mem(&snapshots),
         Show::Peers => {
             Table::new(&[("peer_id", Int4), ("host", Text), ("port", Int4), ("pool_size", Int4)])
@@ -194,7 +194,7 @@ fn pools(shared: &Shared, snapshots: &[Snapshot]) -> Table {
     for ((database, user), pool) in pool_counts(snapshots) {
         let nodes: Vec<String> =
             pool.nodes.iter().map(|(node, open)| format!("{node}:{open}")).collect();
-        let pooling = shared.config.pooling(&user, &database);
+        let pooling = shared.config().pooling(&user, &database);
         table.push(vec![
             text(database),
             text(user),
@@ -253,7 +253,7 @@ fn databases(shared: &Shared, snapshots: &[Snapshot]) -> Table {
         ("disabled", Int4),
     ]);
     let counts = pool_counts(snapshots);
-    let config = &shared.config;
+    let config = &shared.config();
     let any = |of: &dyn Fn(&Snapshot) -> bool| number(u8::from(snapshots.iter().any(of)));
     let primary = shared.state.borrow().primary;
     let primary = primary.and_then(|node| {
@@ -316,7 +316,7 @@ fn users(shared: &Shared, snapshots: &[Snapshot]) -> Table {
         *clients += pool.active + pool.waiting;
     }
     for (user, (servers, clients)) in users {
-        let pooling = shared.config.pooling(&user, "");
+        let pooling = shared.config().pooling(&user, "");
         table.push(vec![
             text(user),
             text(""),
@@ -324,7 +324,7 @@ fn users(shared: &Shared, snapshots: &[Snapshot]) -> Table {
             text(pool_mode(pooling.mode)),
             number(0),
             number(servers),
-            number(shared.config.user_clients_max),
+            number(shared.config().user_clients_max),
             number(clients),
         ]);
     }
@@ -336,7 +336,7 @@ fn list(shared: &Shared, snapshots: &[Snapshot]) -> Vec<(&'static str, usize)> {
     let counts = pool_counts(snapshots);
     let users: BTreeSet<&String> = counts.keys().map(|(_, user)| user).collect();
     let servers = |of: fn(&Pool) -> usize| -> usize { counts.values().map(of).sum() };
-    let free = shared.clients.available_permits();
+    let free = shared.config().clients_max.saturating_sub(shared.clients.taken());
     vec![
         ("databases", known_databases(snapshots).len()),
         ("users", users.len()),
@@ -345,10 +345,7 @@ fn list(shared: &Shared, snapshots: &[Snapshot]) -> Vec<(&'static str, usize)> {
         ("peer_pools", 0),
         ("free_clients", free),
         ("used_clients", snapshots.iter().map(|snapshot| snapshot.sessions.len()).sum()),
-        (
-            "login_clients",
-            shared.config.startups_max.saturating_sub(shared.startups.available_permits()),
-        ),
+        ("login_clients", shared.startups.taken()),
         ("free_servers", servers(|pool| pool.server_idle)),
         ("used_servers", servers(|pool| pool.server_active + pool.server_login)),
         ("dns_names", 0),
@@ -378,25 +375,22 @@ fn shown(value: &serde_json::Value) -> Field {
 fn config(config: &Config) -> Table {
     let mut table =
         Table::new(&[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)]);
-    let keys = |config: &Config| match serde_json::to_value(config) {
-        Ok(serde_json::Value::Object(keys)) => keys,
-        Ok(_) | Err(_) => serde_json::Map::new(),
-    };
-    let defaults = keys(&Config::default());
+    let defaults = reload::keys(&Config::default());
     let mut rows = Vec::new();
-    for (key, value) in keys(config) {
+    for (key, value) in reload::keys(config) {
         let default = defaults.get(&key).and_then(shown);
-        rows.push([text(key), shown(&value), default, text("no")]);
+        let changeable = if reload::is_fixed(&key) { "no" } else { "yes" };
+        rows.push([text(key), shown(&value), default, text(changeable)]);
     }
     // What exporters look for, by PgBouncer's names.
-    for (key, value, default) in [
-        ("max_client_conn", config.clients_max, Config::default().clients_max),
-        ("min_pool_size", config.pool_size_min, Config::default().pool_size_min),
-        ("default_pool_size", config.pool_size, Config::default().pool_size),
-        ("max_user_connections", 0, 0),
-        ("max_db_connections", 0, 0),
+    for (key, value, default, changeable) in [
+        ("max_client_conn", config.clients_max, Config::default().clients_max, "yes"),
+        ("min_pool_size", config.pool_size_min, Config::default().pool_size_min, "yes"),
+        ("default_pool_size", config.pool_size, Config::default().pool_size, "yes"),
+        ("max_user_connections", 0, 0, "no"),
+        ("max_db_connections", 0, 0, "no"),
     ] {
-        rows.push([text(key), number(value), number(default), text("no")]);
+        rows.push([text(key), number(value), number(default), text(changeable)]);
     }
     rows.sort();
     rows.into_iter().for_each(|row| table.push(row.into()));

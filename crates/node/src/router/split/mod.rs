@@ -89,7 +89,7 @@ impl Session {
 
     /// Whether the request in the inbox is there as far as it must be before it is sent anywhere.
     pub(super) fn is_request_there(&self) -> bool {
-        let max = self.worker.shared.config.query_bytes_max;
+        let max = self.worker.shared.config().query_bytes_max;
         extent(&self.inbox, max) != Extent::Partial
     }
 
@@ -200,7 +200,7 @@ impl Session {
             self.go(Decision::write(Why::Said("it wanted to write when it was taken for a read")));
             return Ok(());
         }
-        let max = self.worker.shared.config.query_bytes_max;
+        let max = self.worker.shared.config().query_bytes_max;
         let Extent::Whole(length) = extent(&self.inbox, max) else {
             self.go(Decision::write(Why::Said("it was not there as a whole")));
             return Ok(());

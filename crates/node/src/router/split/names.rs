@@ -98,7 +98,7 @@ impl Database {
         if known.definitions != shared.definitions.load(Ordering::Acquire) {
             return Fresh::No;
         }
-        let age_max = Duration::from_millis(shared.config.split_names_max_age_ms);
+        let age_max = Duration::from_millis(shared.config().split_names_max_age_ms);
         if known.since.elapsed() < age_max { Fresh::Yes(known) } else { Fresh::Aging(known) }
     }
 
@@ -155,7 +155,7 @@ impl Database {
         let known = Known {
             stamp: worker.names.stamp(),
             names,
-            texts: RefCell::new(Kept::new(worker.shared.config.split_texts_max)),
+            texts: RefCell::new(Kept::new(worker.shared.config().split_texts_max)),
             definitions,
             since: Instant::now(),
         };
@@ -199,7 +199,7 @@ impl Asker {
         let picked = worker.pick(endpoint, &Reading::default());
         let address = picked.map_err(|why| why.to_string())?;
         let pool = self.account.pool(worker, &address);
-        let patience = Duration::from_millis(worker.shared.config.connect_timeout_ms);
+        let patience = Duration::from_millis(worker.shared.config().connect_timeout_ms);
         let mut server = match pool.take(&self.wanted, false) {
             Some(server) => server,
             None => {

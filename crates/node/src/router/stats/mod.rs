@@ -93,7 +93,7 @@ impl Report {
             report.endpoints.push(Counts {
                 clients,
                 clients_max: shared.note_most(endpoint, clients),
-                limit: shared.config.clients_max as u64,
+                limit: shared.config().clients_max as u64,
                 opened,
                 waiting,
                 denied,
@@ -167,7 +167,7 @@ fn seen(shared: &Shared, endpoint: Endpoint) -> Vec<Seen> {
     let readers = choose::choose(Endpoint::Read, &state, &view, shared.own);
     let behind = match (endpoint, readers) {
         (Endpoint::Read | Endpoint::Split, Choice::Try(targets)) => {
-            choose::behind(&targets, &view, shared.config.read_lag_max_ms)
+            choose::behind(&targets, &view, shared.config().read_lag_max_ms)
         }
         (_, Choice::Nobody(_)) | (Endpoint::Write, _) => Vec::new(),
     };
@@ -281,7 +281,7 @@ fn lines(shared: &Shared, report: &Report) -> Vec<Line> {
             failures += failed;
             lines.push(Line::server(endpoint, one, &flow, failed));
         }
-        let pool = shared.config.pool_size;
+        let pool = shared.config().pool_size;
         lines.push(Line::backend(endpoint, &seen, counts, &sum, failures, pool));
     }
     lines

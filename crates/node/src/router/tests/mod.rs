@@ -20,6 +20,7 @@ mod limits;
 mod listening;
 mod pooling;
 mod pools;
+mod reload;
 mod routing;
 mod server;
 mod server_tls;
@@ -31,6 +32,8 @@ use server::{PASSWORD, Server, USER};
 /// A router of node 1 whose world the test decides.
 struct Running {
     handle: Handle,
+    /// What its configuration is read again from.
+    file: Arc<Mutex<Result<(Config, Vec<String>), String>>>,
     /// What its clients are shown.
     files: tls::clients::Files,
     _directory: tempfile::TempDir,
@@ -75,6 +78,8 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         ..synapsedb_pg::Config::default()
     };
     let (directory, files) = tls_files(&config);
+    let file = Arc::new(Mutex::new(Ok((config.clone(), Vec::new()))));
+    let read = Arc::clone(&file);
     let world = World {
         own: node(1),
         state: watch_state,
@@ -84,11 +89,12 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         replication: None,
         tls: Some(files.clone()),
         authorities: Arc::new(RootCertStore::empty()),
+        read_again: Box::new(move || read.lock().unwrap().clone().map_err(anyhow::Error::msg)),
     };
     let (handle, task) = new(config, world, &mut registry).unwrap();
     let stop = CancellationToken::new();
     let task = tokio::spawn(task.run(stop.clone()));
-    Running { handle, files, _directory: directory, state, view, registry, stop, task }
+    Running { handle, file, files, _directory: directory, state, view, registry, stop, task }
 }
 
 /// A certificate for this test alone.
