@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use rustls::RootCertStore;
 use serde::{Deserialize, Serialize};
@@ -320,11 +320,6 @@ struct Shared {
 }
 
 impl Shared {
-    /// The configuration that is in force at this moment; takes no lock.
-    fn config(&self) -> Guard<Arc<Config>> {
-        self.config.load()
-    }
-
     /// What the workers have said last.
     fn snapshots(&self) -> Vec<Snapshot> {
         let read =

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use arc_swap::Guard;
 use serde_json::{Map, Value};
 
 use super::console::holds::Order;
 use super::{Config, Shared};
 
-/// Reads the agent's file again: what it says of the router, and which of the other sections say something else than when
-/// the agent was started.
+/// Reads the agent's file again: what it says of the router, and which of the other sections say something else than
+/// when the agent was started.
 ///
 /// # Errors
 /// What is wrong with the file.
@@ -79,6 +80,11 @@ fn merge(now: &Config, read: &Config) -> Result<(Config, Reloaded)> {
 }
 
 impl Shared {
+    /// The configuration that is in force at this moment; takes no lock.
+    pub(super) fn config(&self) -> Guard<Arc<Config>> {
+        self.config.load()
+    }
+
     /// Reads the file again and goes by it from now on. Sessions that are there keep how they are pooled and how
     /// consistent they read.
     ///

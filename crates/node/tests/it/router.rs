@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use synapsedb_dev::{Cluster, Node, eventually};
 
+use crate::routed::routed;
 use crate::{NOTICED, cluster, shared};
 
 /// The node whose server answers at the write endpoint.
@@ -138,7 +139,7 @@ async fn a_node_whose_server_is_down_gets_no_reads() {
     .await;
 }
 
-/// What psql shows of RELOAD on the console of node 1.
+/// What psql shows of RELOAD on the console of the only node.
 fn reload(cluster: &Cluster) -> String {
     let server = cluster.write_endpoint();
     let port = server.port.to_string();
@@ -153,20 +154,20 @@ fn reload(cluster: &Cluster) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agents_file_is_read_again_on_request() {
-    let cluster = shared().await;
+    let cluster = routed().await;
     let node = cluster.node(1);
     let file = node.folder().join("agent.toml");
     let before = std::fs::read_to_string(&file).unwrap();
     assert_eq!(
         reload(&cluster),
-        "RELOAD\nNOTICE:  nothing that RELOAD can change is otherwise than before\n"
+        "RELOAD\nNOTICE:  node 1: nothing that RELOAD can change is otherwise than before\n"
     );
     node.configure("router.resolve_wait_ms", 5_001);
     node.configure("router.workers", 5);
     node.configure("raft.heartbeat_ms", 51);
     assert_eq!(
         reload(&cluster),
-        "RELOAD\nNOTICE:  changed: resolve_wait_ms\n\
+        "RELOAD\nNOTICE:  node 1: changed: resolve_wait_ms\n\
          DETAIL:  Changed only when the agent is started anew: router.workers, raft.\n"
     );
     node.configure("router.pool_sizes", 5);

@@ -125,10 +125,12 @@ impl Console {
             let hint = "Mend the file and RELOAD again. Nothing was changed.";
             refused("F0000", format!("{error:#}"), hint)
         })?;
-        let notice = match &reloaded.changed[..] {
+        let what = match &reloaded.changed[..] {
             [] => "nothing that RELOAD can change is otherwise than before".to_owned(),
             changed => format!("changed: {}", changed.join(", ")),
         };
+        // On one machine the agents share the ports of the endpoints.
+        let notice = format!("node {}: {what}", self.worker.shared.own);
         let detail = (!reloaded.waiting.is_empty()).then(|| {
             format!("Changed only when the agent is started anew: {}.", reloaded.waiting.join(", "))
         });

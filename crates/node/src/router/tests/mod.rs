@@ -33,7 +33,7 @@ use server::{PASSWORD, Server, USER};
 struct Running {
     handle: Handle,
     /// What its configuration is read again from.
-    file: Arc<Mutex<Result<(Config, Vec<String>), String>>>,
+    file: Arc<Mutex<Result<Config, String>>>,
     /// What its clients are shown.
     files: tls::clients::Files,
     _directory: tempfile::TempDir,
@@ -78,7 +78,7 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         ..synapsedb_pg::Config::default()
     };
     let (directory, files) = tls_files(&config);
-    let file = Arc::new(Mutex::new(Ok((config.clone(), Vec::new()))));
+    let file = Arc::new(Mutex::new(Ok(config.clone())));
     let read = Arc::clone(&file);
     let world = World {
         own: node(1),
@@ -89,7 +89,10 @@ fn start_with(config: Config, servers: &[String], primary: Option<u16>, control:
         replication: None,
         tls: Some(files.clone()),
         authorities: Arc::new(RootCertStore::empty()),
-        read_again: Box::new(move || read.lock().unwrap().clone().map_err(anyhow::Error::msg)),
+        read_again: Box::new(move || {
+            let read = read.lock().unwrap().clone().map_err(anyhow::Error::msg)?;
+            Ok((read, Vec::new()))
+        }),
     };
     let (handle, task) = new(config, world, &mut registry).unwrap();
     let stop = CancellationToken::new();

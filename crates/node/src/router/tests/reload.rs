@@ -4,7 +4,7 @@ use super::console::{console, error_code, field};
 use super::*;
 
 async fn reload(running: &Running, admin: &Client, config: &Config) {
-    *running.file.lock().unwrap() = Ok((config.clone(), Vec::new()));
+    *running.file.lock().unwrap() = Ok(config.clone());
     admin.batch_execute("reload").await.unwrap();
 }
 
