@@ -276,6 +276,9 @@ async fn reads_show_what_their_level_promises() {
     a_silent_member_is_named_and_its_tokens_hold(&cluster, primary).await;
 }
 
+/// So long every router takes at most to hear how far a node is behind: a few `replication.probe_interval_ms`.
+const HEARD: Duration = Duration::from_secs(3);
+
 /// Its lag is above `router.read_lag_max_ms`: sessions leave it, and are told.
 async fn a_node_that_is_far_behind_is_not_read_from(cluster: &Cluster, paused: &Node) {
     // Were all of them behind, all would be read from; and what was behind before it is paused catches up.
@@ -286,6 +289,8 @@ async fn a_node_that_is_far_behind_is_not_read_from(cluster: &Cluster, paused: &
         eventually("it has heard of every node", NOTICED, async || node.shows(old, &[]).await)
             .await;
     }
+    // What the routers have heard of it may still be from before.
+    tokio::time::sleep(HEARD).await;
     let number = paused.number();
     let lock = pause(cluster, paused).await;
     let session = cluster.read_endpoint().session().await;
@@ -305,8 +310,8 @@ async fn a_node_that_is_far_behind_is_not_read_from(cluster: &Cluster, paused: &
         }
     })
     .await;
-    // So long that every worker of the router has heard.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Every worker of every router has to hear it.
+    tokio::time::sleep(HEARD).await;
     for _ in 0..100 {
         let session = cluster.read_endpoint().session().await;
         let port = session.rows("select current_setting('port')").await.unwrap();
