@@ -49,6 +49,14 @@ pub struct AgentConfig {
     pub http: http::Config,
 }
 
+/// What a section, or the whole, says by its keys.
+pub(crate) fn keys(section: &impl Serialize) -> serde_json::Map<String, serde_json::Value> {
+    match serde_json::to_value(section) {
+        Ok(serde_json::Value::Object(keys)) => keys,
+        Ok(_) | Err(_) => serde_json::Map::new(),
+    }
+}
+
 /// `[cluster]`: which cluster this is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -119,14 +127,10 @@ impl AgentConfig {
     /// How the router reads `file` again: what it says of the router, and the sections that say something else than
     /// this configuration, which needs another start.
     pub fn read_again(&self, file: PathBuf) -> router::ReadAgain {
-        let sections = |config: &Self| match serde_json::to_value(config) {
-            Ok(serde_json::Value::Object(sections)) => sections,
-            Ok(_) | Err(_) => serde_json::Map::new(),
-        };
-        let now = sections(self);
+        let now = keys(self);
         Box::new(move || {
             let read = Self::load(&file)?;
-            let others = sections(&read).into_iter();
+            let others = keys(&read).into_iter();
             let others =
                 others.filter(|(name, said)| name != "router" && now.get(name) != Some(said));
             Ok((read.router, others.map(|(name, _)| name).collect()))

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use arc_swap::Guard;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::console::holds::Order;
 use super::{Config, Shared};
+use crate::config::keys;
 
 /// Reads the agent's file again: what it says of the router, and which of the other sections say something else than
 /// when the agent was started.
@@ -37,14 +38,6 @@ const FIXED: [&str; 12] = [
 /// Whether a key can be changed only by starting the agent anew.
 pub(super) fn is_fixed(key: &str) -> bool {
     FIXED.contains(&key)
-}
-
-/// The keys of the section and what they are set to.
-pub(super) fn keys(config: &Config) -> Map<String, Value> {
-    match serde_json::to_value(config) {
-        Ok(Value::Object(keys)) => keys,
-        Ok(_) | Err(_) => Map::new(),
-    }
 }
 
 /// What reading the file again has come to.

@@ -9,6 +9,7 @@ use super::run::Reply;
 use super::table::Kind::{Int4, Int8, Text};
 use super::table::{Field, Table, number, text};
 use super::{DATABASE, sockets, statistics};
+use crate::config::keys;
 use crate::router::entry::Activity;
 use crate::router::snapshot::Snapshot;
 use crate::router::worker::Worker;
@@ -375,9 +376,9 @@ fn shown(value: &serde_json::Value) -> Field {
 fn config(config: &Config) -> Table {
     let mut table =
         Table::new(&[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)]);
-    let defaults = reload::keys(&Config::default());
+    let defaults = keys(&Config::default());
     let mut rows = Vec::new();
-    for (key, value) in reload::keys(config) {
+    for (key, value) in keys(config) {
         let default = defaults.get(&key).and_then(shown);
         let changeable = if reload::is_fixed(&key) { "no" } else { "yes" };
         rows.push([text(key), shown(&value), default, text(changeable)]);
